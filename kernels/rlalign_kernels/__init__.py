@@ -1,0 +1,9 @@
+"""Kernels of the token forest. This package imports jax only.
+
+forest_attention(q, k, v, visible_until, ...)   the one attention operation of the library
+attention_plan(visible_until)                   its tile lists, computed once and shared by all layers
+"""
+
+from rlalign_kernels.attention.api import attention_plan, forest_attention
+
+__all__ = ["attention_plan", "forest_attention"]

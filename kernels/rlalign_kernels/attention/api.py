@@ -1,0 +1,101 @@
+"""forest_attention: checks, choice of backend, rows on one axis."""
+
+import jax
+import jax.numpy as jnp
+
+from rlalign_kernels.attention import xla
+from rlalign_kernels.attention.plan import Plan, make_plan
+
+BACKENDS = ("xla",)
+
+
+def _blocks(tokens: int) -> tuple[int, int]:
+    """Query and key tile lengths. Small batches take smaller tiles: less of a tile is dead."""
+    block = 128 if tokens > 512 else 64 if tokens > 64 else 16
+    return block, block
+
+
+def attention_plan(visible_until: jax.Array) -> Plan:
+    """Tile lists for forest_attention(..., plan=...): compute them once a batch, use them in every layer.
+
+    Args:
+      visible_until: i[B, T].
+    """
+    block_q, block_k = _blocks(visible_until.size)
+    return make_plan(visible_until, block_q=block_q, block_k=block_k)
+
+
+def _check(q, k, v, visible_until, backend, position, window) -> None:
+    if q.ndim != 4 or k.ndim != 4 or v.shape != k.shape:
+        raise ValueError(f"q must be [B, T, H, D], k and v [B, T, K, D]; got q {q.shape}, k {k.shape}, v {v.shape}")
+    batch, length, heads, width = q.shape
+    if k.shape[:2] != (batch, length) or k.shape[3] != width:
+        raise ValueError(f"q {q.shape} and k {k.shape} must agree in B, T and D")
+    if heads % k.shape[2]:
+        raise ValueError(f"{k.shape[2]} key/value heads do not divide {heads} query heads")
+    if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
+        raise ValueError(f"q, k and v must have one floating dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
+    if visible_until.shape != (batch, length) or not jnp.issubdtype(visible_until.dtype, jnp.integer):
+        raise ValueError(
+            f"visible_until must be int[{batch}, {length}]; got {visible_until.dtype}{visible_until.shape}"
+        )
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"unknown attention backend {backend!r}: choose one of {', '.join(BACKENDS)}, or None")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    if window is not None and (position is None or position.shape != (batch, length)):
+        raise ValueError(f"window={window} needs position i[{batch}, {length}]: distance is counted along the path")
+
+
+def forest_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visible_until: jax.Array,
+    *,
+    backend: str | None = None,
+    scale: float | None = None,
+    position: jax.Array | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    plan: Plan | None = None,
+) -> jax.Array:
+    """Attention over a token forest, with one int per key as the whole mask.
+
+        o_i = sum_j softmax_j(scale * q_i . k_j) v_j   over   j <= i < visible_until[j]
+
+    A causal row, packed documents, a group behind its shared prompt and a tree of any depth are the same rule. The
+    gradients are exact: those of the batch in which every prefix is repeated.
+
+    Args:
+      q: f[B, T, H, D].
+      k, v: f[B, T, K, D]; K divides H, query head h reads key/value head h // (H // K).
+      visible_until: i[B, T]; 0 marks padding.
+      backend: None picks by device; "xla" works everywhere.
+      scale: None is D ** -0.5.
+      position: i[B, T], needed with window only.
+      window: also require position[i] - position[j] < window (exact in a forest: the difference is path distance).
+      softcap: scores become softcap * tanh(score / softcap).
+      plan: attention_plan(visible_until), to share it between layers.
+
+    Returns:
+      f[B, T, H, D] in q's dtype; exactly 0, with zero gradient, for queries that see no key. Sums are in float32, in
+      float64 for float64 inputs. Deterministic: two runs agree bit for bit.
+
+    Raises:
+      ValueError: shapes, dtypes or options that do not fit, with their values.
+    """
+    _check(q, k, v, visible_until, backend, position, window)
+    batch, length, heads, width = q.shape
+    plan = attention_plan(visible_until) if plan is None else plan
+    block_q, block_k = _blocks(visible_until.size)
+    if plan.count.size * block_q != plan.visible_until.size or plan.visible_until.size < batch * length:
+        raise ValueError(f"the plan covers {plan.visible_until.size} tokens, the batch has {batch * length}")
+    options = xla.Options(block_q, block_k, width**-0.5 if scale is None else float(scale), window, softcap)
+
+    def flat(x):
+        return x.reshape(batch * length, *x.shape[2:])
+
+    at = None if window is None or position is None else flat(position)
+    out = xla.attention(flat(q), flat(k), flat(v), plan, at, options)
+    return out.reshape(batch, length, heads, width)
