@@ -1,0 +1,7 @@
+"""Models: a config.json as data, one decoder for all of them, weights from Hugging Face folders."""
+
+from rlalign.models.config import ModelConfig
+from rlalign.models.decoder import Decoder, logits
+from rlalign.models.pretrained import load_pretrained
+
+__all__ = ["Decoder", "ModelConfig", "load_pretrained", "logits"]

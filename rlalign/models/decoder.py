@@ -1,0 +1,194 @@
+"""The one model: a pre-norm decoder in Flax linen, layers stacked and scanned, configured by data.
+
+What differs between training, prefill and decoding is only how a layer attends, so `attend` is an argument:
+
+    attend(layer, q, k, v, cache) -> (out, cache)
+
+Training closes over a forest's mask and carries no cache; the sampler writes and reads its caches. All else acts on
+each token by itself, which is why a shared prefix may be stored once.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rlalign.checks import expect
+from rlalign.models.config import ModelConfig
+from rlalign.models.rope import inverse_frequencies, rotate
+from rlalign.types import Params, TokenForest
+from rlalign_kernels import attention_plan, forest_attention
+
+Attend = Callable[[Any, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+AttentionFn = Callable[..., jax.Array]
+
+INITIAL_KERNEL = nn.initializers.normal(0.02)
+KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * scale, in float32 or wider."""
+
+    eps: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.dtype)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * jnp.expand_dims(scale, range(x.ndim - 1))
+
+
+def _project(config: ModelConfig, name: str, features, *, bias: bool, axis=-1) -> nn.DenseGeneral:
+    dtype = jnp.dtype(config.dtype)
+    return nn.DenseGeneral(
+        features, axis=axis, use_bias=bias, dtype=dtype, param_dtype=dtype, kernel_init=INITIAL_KERNEL, name=name
+    )
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; `attend` does the part that looks at other tokens."""
+
+    config: ModelConfig
+    attend: Attend
+
+    @nn.compact
+    def __call__(self, x, layer, cache, position):
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        q = _project(c, "query", (c.heads, c.head_width), bias=c.qkv_bias)(x)
+        k = _project(c, "key", (c.kv_heads, c.head_width), bias=c.qkv_bias)(x)
+        v = _project(c, "value", (c.kv_heads, c.head_width), bias=c.qkv_bias)(x)
+        if c.qk_norm:
+            q = RMSNorm(c.norm_eps, dtype, name="query_norm")(q)
+            k = RMSNorm(c.norm_eps, dtype, name="key_norm")(k)
+        frequencies, scale = inverse_frequencies(c)
+        q, k = rotate(q, position, frequencies, scale), rotate(k, position, frequencies, scale)
+        out, cache = self.attend(layer, q, k, v, cache)
+        return _project(c, "output", c.width, bias=c.output_bias, axis=(-2, -1))(out), cache
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x):
+        c = self.config
+        gate = _project(c, "gate", c.mlp_width, bias=c.mlp_bias)(x)
+        up = _project(c, "up", c.mlp_width, bias=c.mlp_bias)(x)
+        return _project(c, "down", c.width, bias=c.mlp_bias)(nn.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    config: ModelConfig
+    attend: Attend
+
+    @nn.compact
+    def __call__(self, carry, layer, position):
+        x, cache = carry
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        normed = RMSNorm(c.norm_eps, dtype, name="attention_norm")(x)
+        out, cache = Attention(c, self.attend, name="attention")(normed, layer, cache, position)
+        x = x + out
+        x = x + MLP(c, name="mlp")(RMSNorm(c.norm_eps, dtype, name="mlp_norm")(x))
+        return (x, cache), None
+
+
+class Stack(nn.Module):
+    """Embedding, layers, final norm: tokens i32[..., T] to hidden states f[..., T, W]."""
+
+    config: ModelConfig
+    attend: Attend
+
+    @nn.compact
+    def __call__(self, token, position, cache):
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.width), dtype)
+        layer = Layer
+        if c.remat == "full":
+            layer = nn.remat(Layer, prevent_cse=False, policy=KEEP_ATTENTION)
+        scanned = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=c.layers,
+        )
+        carry = (embedding[token], cache)
+        (x, cache), _ = scanned(c, self.attend, name="layers")(carry, jnp.arange(c.layers), position)
+        if not c.tied_head:
+            self.param("head", lambda key: {"kernel": INITIAL_KERNEL(key, (c.width, c.vocab_size), dtype)})
+        return RMSNorm(c.norm_eps, dtype, name="final_norm")(x), cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """A model as pure functions of its parameters.
+
+    Args:
+      config: shapes and options.
+      attention: the attention operation, forest_attention or a form of it that is local to a device.
+      plan: its tile lists from visible_until, made once for all layers.
+
+    >>> config = ModelConfig(vocab_size=11, width=8, layers=1, heads=2, kv_heads=1, head_width=4, mlp_width=16,
+    ...                      max_positions=32, tied_head=True)
+    >>> decoder = Decoder(config)
+    >>> params = decoder.init(0)
+    >>> decoder.head(params).shape
+    (8, 11)
+    """
+
+    config: ModelConfig
+    attention: AttentionFn = forest_attention
+    plan: Callable[[jax.Array], Any] = attention_plan
+
+    def init(self, seed: int) -> Params:
+        """Random parameters from a seed: normal(0.02) matrices, zero biases, unit norms; layers stacked on axis 0."""
+        token = jnp.zeros((1, 1), jnp.int32)
+        forest = TokenForest(token, token, token - 1, token + 1)
+        stack = Stack(self.config, self.attend(forest))
+        return stack.init(jax.random.key(seed), token, token, None)["params"]
+
+    def apply(self, params: Params, forest: TokenForest) -> jax.Array:
+        """Hidden states after the final norm.
+
+        Args:
+          params: what `init` or `load_pretrained` gave.
+          forest: i32[B, T] each.
+
+        Returns:
+          f[B, T, W] in the config's dtype.
+        """
+        expect(**{name: (x, "i[B, T]") for name, x in forest._asdict().items()})
+        return self.run(params, forest.token, forest.position, self.attend(forest), None)[0]
+
+    def run(self, params: Params, token, position, attend: Attend, cache) -> tuple[jax.Array, Any]:
+        """The same forward with another way to attend, for caches: token and position i32[..., T]."""
+        return Stack(self.config, attend).apply({"params": params}, token, position, cache)
+
+    def head(self, params: Params) -> jax.Array:
+        """f[W, V]: hidden states times this are logits."""
+        return params["embedding"].T if self.config.tied_head else params["head"]["kernel"]
+
+    def attend(self, forest: TokenForest) -> Attend:
+        """Attention within a forest, for `run`; the tile lists are made here, once for all layers."""
+        plan = self.plan(jnp.asarray(forest.visible_until))
+
+        def attend(layer, q, k, v, cache):
+            del layer
+            return self.attention(q, k, v, forest.visible_until, plan=plan), cache
+
+        return attend
+
+
+def logits(decoder: Decoder, params: Params, forest: TokenForest) -> jax.Array:
+    """f[B, T, V], the whole logits: for checks on small models only; training uses token_logprobs."""
+    hidden = decoder.apply(params, forest)
+    return hidden @ decoder.head(params)

@@ -1,0 +1,282 @@
+"""A Hugging Face folder to a decoder and its parameters: config.json and safetensors, read tensor by tensor.
+
+Names, shapes and dtypes of the whole folder are checked before the first tensor is read. Then each leaf of the
+parameters is filled layer by layer and handed to JAX before the next begins, so host memory holds the model at most
+once, and one leaf besides.
+"""
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from rlalign.models.config import ModelConfig, from_hugging_face
+from rlalign.models.decoder import Decoder
+from rlalign.types import Params
+
+
+class Leaf(NamedTuple):
+    """Where a leaf of the parameters comes from.
+
+    Attributes:
+      tensor: its name in the folder, {} standing for the layer.
+      axes: stored axes -> axes of the leaf, in the letters of `_sizes`; letters without a comma are one stored axis.
+      when: the option of ModelConfig that the leaf depends on; empty for always.
+    """
+
+    tensor: str
+    axes: str
+    when: str = ""
+
+
+# Linear weights are stored [out, in] and used [in, out]. Leaves under layers/ have the layers on axis 0.
+LEAVES: dict[str, Leaf] = {
+    "embedding": Leaf("model.embed_tokens.weight", "V,W->VW"),
+    "layers/attention_norm/scale": Leaf("model.layers.{}.input_layernorm.weight", "W->W"),
+    "layers/attention/query/kernel": Leaf("model.layers.{}.self_attn.q_proj.weight", "HD,W->WHD"),
+    "layers/attention/query/bias": Leaf("model.layers.{}.self_attn.q_proj.bias", "HD->HD", "qkv_bias"),
+    "layers/attention/key/kernel": Leaf("model.layers.{}.self_attn.k_proj.weight", "KD,W->WKD"),
+    "layers/attention/key/bias": Leaf("model.layers.{}.self_attn.k_proj.bias", "KD->KD", "qkv_bias"),
+    "layers/attention/value/kernel": Leaf("model.layers.{}.self_attn.v_proj.weight", "KD,W->WKD"),
+    "layers/attention/value/bias": Leaf("model.layers.{}.self_attn.v_proj.bias", "KD->KD", "qkv_bias"),
+    "layers/attention/output/kernel": Leaf("model.layers.{}.self_attn.o_proj.weight", "W,HD->HDW"),
+    "layers/attention/output/bias": Leaf("model.layers.{}.self_attn.o_proj.bias", "W->W", "output_bias"),
+    "layers/attention/query_norm/scale": Leaf("model.layers.{}.self_attn.q_norm.weight", "D->D", "qk_norm"),
+    "layers/attention/key_norm/scale": Leaf("model.layers.{}.self_attn.k_norm.weight", "D->D", "qk_norm"),
+    "layers/mlp_norm/scale": Leaf("model.layers.{}.post_attention_layernorm.weight", "W->W"),
+    "layers/mlp/gate/kernel": Leaf("model.layers.{}.mlp.gate_proj.weight", "F,W->WF"),
+    "layers/mlp/gate/bias": Leaf("model.layers.{}.mlp.gate_proj.bias", "F->F", "mlp_bias"),
+    "layers/mlp/up/kernel": Leaf("model.layers.{}.mlp.up_proj.weight", "F,W->WF"),
+    "layers/mlp/up/bias": Leaf("model.layers.{}.mlp.up_proj.bias", "F->F", "mlp_bias"),
+    "layers/mlp/down/kernel": Leaf("model.layers.{}.mlp.down_proj.weight", "W,F->FW"),
+    "layers/mlp/down/bias": Leaf("model.layers.{}.mlp.down_proj.bias", "W->W", "mlp_bias"),
+    "final_norm/scale": Leaf("model.norm.weight", "W->W"),
+    "head/kernel": Leaf("lm_head.weight", "V,W->WV", "untied_head"),
+}
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_AGAIN = "download the folder again"
+_IGNORED = "rotary_emb.inv_freq"  # written by old releases of transformers; config.json says the same
+_STORED = ("F32", "BF16", "F16", "F64")
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def load_pretrained(
+    folder: str | Path, *, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None
+) -> tuple[Decoder, Params]:
+    """The decoder and the parameters of a Hugging Face folder: config.json and *.safetensors.
+
+    Args:
+      folder: a local folder with config.json and model.safetensors, or model.safetensors.index.json and its shards.
+      dtype: of parameters and activations: "float32", "bfloat16" or "float64"; None takes config.json's.
+      mesh: where to put the parameters, sharded; None leaves them on the default device.
+
+    Returns:
+      Decoder of the folder's config, and its params: a nested dict as `LEAVES` spells it, layers stacked on axis 0.
+
+    Raises:
+      FileNotFoundError: no folder, config.json, weights or shard.
+      ValueError: a config.json that is not supported; pickled weights; a truncated file; tensors that are missing,
+        unexpected, twice there, of another shape or not finite. The text names file, tensor and remedy.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; download the model first: hf download NAME --local-dir DIR")
+    config = from_hugging_face(_read_json(folder / "config.json"), dtype=dtype)
+    if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ValueError("dtype='float64' needs 64-bit JAX: set JAX_ENABLE_X64=1")
+    leaves = {path: leaf for path, leaf in LEAVES.items() if not leaf.when or _options(config)[leaf.when]}
+    params: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        tensors = _Tensors(folder, stack)
+        _check_tensors(tensors, leaves, config)
+        for path, leaf in leaves.items():
+            *parents, last = path.split("/")
+            node = params
+            for name in parents:
+                node = node.setdefault(name, {})
+            node[last] = _place(path, _read_leaf(tensors, leaf, config), mesh)
+    return Decoder(config), params
+
+
+def _place(path: str, value: np.ndarray, mesh: jax.sharding.Mesh | None) -> jax.Array:
+    """One leaf on the devices; the mesh's rules see it under its path."""
+    if mesh is None:
+        return jnp.asarray(value)
+    from rlalign.train.mesh import place_params  # here, because mesh.py imports the decoder
+
+    tree: Any = value
+    for name in reversed(path.split("/")):
+        tree = {name: tree}
+    return jax.tree.leaves(jax.block_until_ready(place_params(tree, mesh)))[0]
+
+
+class _Tensors:
+    """The tensors of a folder by name, whatever file they lie in."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack):
+        files, index = _weight_files(folder)
+        self.folder = folder
+        self.file: dict[str, str] = {}
+        self._handle = {file: _open(folder / file, stack) for file in files}
+        for file, handle in self._handle.items():
+            for name in handle.keys():  # noqa: SIM118, a handle is no dict
+                if name in self.file:
+                    raise ValueError(f"{folder}: tensor {name!r} lies in {self.file[name]} and in {file}; {_AGAIN}")
+                self.file[name] = file
+        if index is not None:
+            _check_index(folder / _INDEX, index, self.file)
+
+    def where(self, name: str) -> str:
+        return f"{self.folder / self.file[name]}: tensor {name!r}"
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._handle[self.file[name]].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        return self._handle[self.file[name]].get_slice(name).get_dtype()
+
+    def read(self, name: str) -> np.ndarray:
+        return self._handle[self.file[name]].get_tensor(name)
+
+
+def _check_index(path: Path, index: Mapping[str, str], found: Mapping[str, str]) -> None:
+    for name in sorted(index.keys() | found.keys()):
+        if index.get(name) != found.get(name):
+            raise ValueError(
+                f"{path} places tensor {name!r} in {index.get(name, 'no file')}, but it lies in "
+                f"{found.get(name, 'no file')}; {_AGAIN}"
+            )
+
+
+def _weight_files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
+    """Names of the safetensors files, and the index's {tensor: file} if there is one."""
+    single, index = ((folder / name).exists() for name in (_SINGLE, _INDEX))
+    if single and index:
+        raise ValueError(f"{folder} holds both {_SINGLE} and {_INDEX}; remove the one that does not belong")
+    if single:
+        return [_SINGLE], None
+    if not index:
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+        if pickles:
+            raise ValueError(
+                f"{folder} holds pickled weights only ({', '.join(pickles)}), and reading a pickle runs its code; "
+                "where you trust the file and have torch, convert it with "
+                "AutoModelForCausalLM.from_pretrained(old).save_pretrained(new)"
+            )
+        raise FileNotFoundError(f"{folder} holds neither {_SINGLE} nor {_INDEX}; {_AGAIN}")
+    weight_map = _read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{folder / _INDEX} has no 'weight_map'; {_AGAIN}")
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ValueError(f"{folder / _INDEX}: {file!r} is not the name of a file in the folder; {_AGAIN}")
+    return sorted(set(weight_map.values())), weight_map
+
+
+def _open(path: Path, stack: contextlib.ExitStack) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {_AGAIN}")
+    try:
+        return stack.enter_context(safe_open(path, framework="numpy"))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is truncated or no safetensors file at all, such as a Git LFS pointer ({error}); {_AGAIN}"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {_AGAIN}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # bad JSON and bad UTF-8 alike
+        raise ValueError(f"{path} is not JSON ({error}); {_AGAIN}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object; {_AGAIN}")
+    return value
+
+
+def _options(config: ModelConfig) -> dict[str, bool]:
+    names = ("qkv_bias", "output_bias", "mlp_bias", "qk_norm")
+    return {name: getattr(config, name) for name in names} | {"untied_head": not config.tied_head}
+
+
+def _sizes(config: ModelConfig) -> dict[str, int]:
+    return {
+        "V": config.vocab_size,
+        "W": config.width,
+        "H": config.heads,
+        "K": config.kv_heads,
+        "D": config.head_width,
+        "F": config.mlp_width,
+    }
+
+
+def _names(leaf: Leaf, config: ModelConfig) -> list[str]:
+    """The tensors of a leaf, in the order of the layers."""
+    return [leaf.tensor.format(i) for i in range(config.layers)] if "{}" in leaf.tensor else [leaf.tensor]
+
+
+def _check_tensors(tensors: _Tensors, leaves: Mapping[str, Leaf], config: ModelConfig) -> None:
+    """Each tensor that the config calls for is there, in its shape, and none besides."""
+    sizes, wanted = _sizes(config), set()
+    for leaf in leaves.values():
+        stored = tuple(math.prod(sizes[letter] for letter in axis) for axis in leaf.axes.split("->")[0].split(","))
+        for name in _names(leaf, config):
+            wanted.add(name)
+            if name not in tensors.file:
+                raise ValueError(
+                    f"{tensors.folder}: tensor {name!r} is missing from {', '.join(sorted(set(tensors.file.values())))}"
+                    f"; complete the download, or correct config.json if the model has none"
+                )
+            if tensors.dtype(name) not in _STORED:
+                raise ValueError(
+                    f"{tensors.where(name)} is stored as {tensors.dtype(name)}; rlalign reads {', '.join(_STORED)}: "
+                    "use the unquantized checkpoint"
+                )
+            if tensors.shape(name) != stored:
+                raise ValueError(
+                    f"{tensors.where(name)} has shape {list(tensors.shape(name))}, config.json says {list(stored)}; "
+                    "the two do not belong together: download the folder again or correct config.json"
+                )
+    for name in sorted(tensors.file.keys() - wanted):
+        if name.endswith(_IGNORED):
+            continue
+        if name == LEAVES["head/kernel"].tensor and config.tied_head:
+            _check_tied(tensors, name)
+            continue
+        raise ValueError(
+            f"{tensors.where(name)} is not part of the model that config.json describes ({config.layers} layers"
+            f"{''.join(f', {option}={value}' for option, value in _options(config).items())}); correct config.json"
+        )
+
+
+def _check_tied(tensors: _Tensors, head: str) -> None:
+    """A tied checkpoint may store the head as well, if it is the embedding."""
+    if not np.array_equal(tensors.read(head), tensors.read(LEAVES["embedding"].tensor)):
+        raise ValueError(
+            f"{tensors.where(head)} differs from the embedding, though config.json says tie_word_embeddings; set that "
+            "to false to use it"
+        )
+
+
+def _read_leaf(tensors: _Tensors, leaf: Leaf, config: ModelConfig) -> np.ndarray:
+    """One leaf in the config's dtype, its layers on axis 0."""
+    stored, used = leaf.axes.split("->")
+    letters, sizes = stored.replace(",", ""), _sizes(config)
+    names = _names(leaf, config)
+    out = np.empty((len(names), *(sizes[letter] for letter in used)), jnp.dtype(config.dtype))
+    for row, name in zip(out, names, strict=True):
+        value = tensors.read(name).reshape([sizes[letter] for letter in letters])
+        with np.errstate(over="ignore"):  # what overflows is infinite, and named below
+            np.copyto(row, value.transpose([letters.index(letter) for letter in used]), casting="unsafe")
+        if not np.isfinite(row).all():
+            raise ValueError(f"{tensors.where(name)} holds NaN or infinity; {_AGAIN}")
+    return out if "{}" in leaf.tensor else out[0]
