@@ -1,0 +1,20 @@
+"""Training: mesh and sharding rules, the optimizer as data, the step."""
+
+from rlalign.train.batch import make_batch, pack_rollouts
+from rlalign.train.mesh import make_mesh, place_params
+from rlalign.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from rlalign.train.step import init_state, make_scorer, make_train_step, split_batch
+
+__all__ = [
+    "OptimizerConfig",
+    "init_state",
+    "make_batch",
+    "make_mesh",
+    "make_optimizer",
+    "make_schedule",
+    "make_scorer",
+    "make_train_step",
+    "pack_rollouts",
+    "place_params",
+    "split_batch",
+]

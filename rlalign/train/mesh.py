@@ -1,0 +1,162 @@
+"""Where arrays live: a mesh with axes data, fsdp and tensor, and one table of rules.
+
+Rows of a batch go over data and fsdp together, key/value heads over tensor. Attention, the gather of hidden states and
+the log-probs are local to a device (shard_map); dense layers are left to the compiler, which follows the shardings of
+parameters and rows.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rlalign.logprobs import token_logprobs
+from rlalign.models.decoder import Decoder
+from rlalign.types import Params, TokenForest
+from rlalign_kernels import attention_plan, forest_attention
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+
+# The end of a parameter's path -> its sharding; the first axis of a layer's parameter is the layer. The optimizer's
+# moments end in the same paths. Whatever is not named here is replicated.
+RULES: dict[str, P] = {
+    "embedding": P("tensor", "fsdp"),
+    "attention/query/kernel": P(None, "fsdp", "tensor", None),
+    "attention/query/bias": P(None, "tensor", None),
+    "attention/key/kernel": P(None, "fsdp", "tensor", None),
+    "attention/key/bias": P(None, "tensor", None),
+    "attention/value/kernel": P(None, "fsdp", "tensor", None),
+    "attention/value/bias": P(None, "tensor", None),
+    "attention/output/kernel": P(None, "tensor", None, "fsdp"),
+    "mlp/gate/kernel": P(None, "fsdp", "tensor"),
+    "mlp/gate/bias": P(None, "tensor"),
+    "mlp/up/kernel": P(None, "fsdp", "tensor"),
+    "mlp/up/bias": P(None, "tensor"),
+    "mlp/down/kernel": P(None, "tensor", "fsdp"),
+    "head/kernel": P("fsdp", "tensor"),
+}
+
+
+def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+    """A mesh of data x fsdp x tensor devices.
+
+    Args:
+      data: copies of the parameters; each sees other rows.
+      fsdp: parameters and optimizer state are cut this many times; rows too.
+      tensor: heads, MLP columns and vocabulary are cut this many times.
+      devices: None takes the first data * fsdp * tensor of jax.devices().
+
+    Raises:
+      ValueError: sizes that the devices do not fit.
+    """
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    if min(sizes.values()) < 1:
+        raise ValueError(f"mesh sizes must be at least 1, got {sizes}")
+    need = math.prod(sizes.values())
+    devices = jax.devices() if devices is None else devices
+    if len(devices) < need:
+        raise ValueError(f"a mesh of {sizes} needs {need} devices, there are {len(devices)}: make one size smaller")
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:need])
+
+
+def row_shards(mesh: Mesh | None) -> int:
+    """Over how many devices the rows are cut."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def _path(path) -> str:
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    for ending, spec in RULES.items():
+        if (path == ending or path.endswith("/" + ending)) and len(spec) == len(shape):
+            # An axis whose size the mesh does not divide is replicated. Written as the compiler writes its results
+            # (no axes of size 1, no trailing None), or the second step would be compiled again.
+            names = [
+                a if a and mesh.shape[a] > 1 and size % mesh.shape[a] == 0 else None
+                for a, size in zip(spec, shape, strict=True)
+            ]
+            while names and names[-1] is None:
+                names.pop()
+            return P(*names)
+    return P()
+
+
+def shardings(tree: Params, mesh: Mesh) -> Params:
+    """The NamedSharding of every leaf of a tree of parameters, optimizer state or both, by RULES."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: NamedSharding(mesh, _spec(_path(path), np.shape(x), mesh)), tree
+    )
+
+
+def place_params(tree: Params, mesh: Mesh) -> Params:
+    """The tree with every leaf put where RULES say."""
+    return jax.device_put(tree, shardings(tree, mesh))
+
+
+def keep_sharding(tree: Params, mesh: Mesh | None) -> Params:
+    """The tree constrained to RULES inside a compiled function, so that a step returns what it was given."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
+
+
+def gather_embedding(params: Params, mesh: Mesh | None) -> Params:
+    """The embedding whole along fsdp before it is indexed: the compiler would replicate activations instead."""
+    if mesh is None:
+        return params
+    vocab = (*_spec("embedding", params["embedding"].shape, mesh), None)[0]
+    whole = jax.lax.with_sharding_constraint(params["embedding"], NamedSharding(mesh, P(vocab, None)))
+    return {**params, "embedding": whole}
+
+
+def check_mesh(decoder: Decoder, mesh: Mesh) -> None:
+    """Refuse a mesh that cannot hold the decoder's heads."""
+    kv_heads, tensor = decoder.config.kv_heads, mesh.shape["tensor"]
+    if kv_heads % tensor:
+        raise ValueError(
+            f"tensor={tensor} does not divide the {kv_heads} key/value heads of the model: choose a divisor of {kv_heads}"
+        )
+
+
+@functools.cache
+def shard_decoder(decoder: Decoder, mesh: Mesh | None) -> Decoder:
+    """The decoder with attention local to each device: rows over data and fsdp, heads over tensor."""
+    if mesh is None:
+        return decoder
+    check_mesh(decoder, mesh)
+    heads = P(ROWS, None, "tensor", None)
+    local = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+    plan = local(attention_plan, in_specs=P(ROWS, None), out_specs=P(ROWS))
+
+    def attention(q, k, v, visible_until, *, plan):
+        def run(q, k, v, visible_until, plan):
+            return forest_attention(q, k, v, visible_until, plan=plan)
+
+        specs = (heads, heads, heads, P(ROWS, None), P(ROWS))
+        return local(run, in_specs=specs, out_specs=heads)(q, k, v, visible_until, plan)
+
+    return dataclasses.replace(decoder, attention=attention, plan=plan)
+
+
+def local_logprobs(hidden, head, forest: TokenForest, node, *, mesh: Mesh | None, temperature: float):
+    """token_logprobs with nodes counted inside a part: node i32[S, M, R] -> (logp, entropy) f[S * M, R].
+
+    Samples of a part are cut over the tensor axis, so that no device scores a token twice; M must divide by it.
+    """
+    parts, samples, response = node.shape
+
+    def run(hidden, head, forest, node):
+        flat = node.reshape(-1, response)
+        scored = token_logprobs(hidden, head, forest, flat, temperature=temperature)
+        return tuple(x.reshape(node.shape) for x in scored)
+
+    if mesh is not None:
+        rows, slots = P(ROWS, None, None), P(ROWS, "tensor", None)
+        specs = (rows, P(None, None), P(ROWS, None), slots)
+        run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=slots, check_vma=False)
+    return tuple(x.reshape(parts * samples, response) for x in run(hidden, head, forest, node))

@@ -1,0 +1,73 @@
+"""The optimizer as data: AdamW behind a global-norm clip, with a learning-rate schedule."""
+
+import dataclasses
+from typing import Literal
+
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW's settings.
+
+    Args:
+      learning_rate: the peak.
+      warmup_steps: linear from 0 to the peak.
+      schedule: after the warm-up: "constant", or "linear" or "cosine" down to 0 at total_steps.
+      total_steps: where "linear" and "cosine" end, warm-up included.
+      max_grad_norm: gradients are scaled down to this global norm; None for no clip.
+      weight_decay: decoupled.
+      b1, b2, eps: AdamW's.
+
+    Raises:
+      ValueError: a setting out of range, with its value.
+    """
+
+    learning_rate: float = 1e-6
+    warmup_steps: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    total_steps: int | None = None
+    max_grad_norm: float | None = 1.0
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self):
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+        if self.warmup_steps < 0 or not self.weight_decay >= 0:
+            raise ValueError(f"need warmup_steps, weight_decay >= 0, got {self.warmup_steps}, {self.weight_decay}")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(f"schedule must be 'constant', 'linear' or 'cosine', got {self.schedule!r}")
+        if self.schedule != "constant" and (self.total_steps is None or self.total_steps <= self.warmup_steps):
+            raise ValueError(
+                f"schedule={self.schedule!r} ends at total_steps, which must be above warmup_steps={self.warmup_steps}, "
+                f"got {self.total_steps}"
+            )
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be > 0 or None, got {self.max_grad_norm}")
+
+
+def make_schedule(config: OptimizerConfig) -> optax.Schedule:
+    """The learning rate as a function of updates applied."""
+    rest = (config.total_steps or 0) - config.warmup_steps
+    after = {
+        "constant": lambda: optax.constant_schedule(config.learning_rate),
+        "linear": lambda: optax.linear_schedule(config.learning_rate, 0.0, rest),
+        "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, rest),
+    }[config.schedule]()
+    if not config.warmup_steps:
+        return after
+    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """clip_by_global_norm, then AdamW with the schedule."""
+    adamw = optax.adamw(
+        make_schedule(config), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
+    )
+    if config.max_grad_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)

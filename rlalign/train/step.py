@@ -1,0 +1,285 @@
+"""The train step: a pure function (state, batch) -> (state, metrics), compiled once per shape.
+
+    batch --split--> [microbatches, shards, ...] --scan--> sum of gradients --optimizer--> state
+
+Denominators are those of the whole batch, so any split gives the gradient of the whole.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rlalign.algorithms import Algorithm
+from rlalign.forest import split
+from rlalign.losses import aggregate_tokens, count_for, kl_estimate, token_mean
+from rlalign.models.decoder import Decoder
+from rlalign.train.mesh import (
+    ROWS,
+    gather_embedding,
+    keep_sharding,
+    local_logprobs,
+    place_params,
+    row_shards,
+    shard_decoder,
+)
+from rlalign.types import Batch, Packed, Params, TokenForest, TrainState
+
+Metrics = dict[str, jax.Array]
+MAXIMA = frozenset({"ratio_error"})  # metrics that parts combine by their maximum; the others by a mean over tokens
+
+
+def init_state(decoder: Decoder, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; on a mesh, the optimizer's moments are sharded like their parameters."""
+    del decoder
+    # Two zeros: the step donates the state, and no buffer can be donated twice.
+    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    mesh = getattr(jax.tree.leaves(params)[0].sharding, "mesh", None)
+    return place_params(state, mesh) if isinstance(mesh, Mesh) else state
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+    """Every field cut into parts with a leading [parts] axis (forest.split); padding slots have mask False.
+
+    Raises:
+      ValueError: rows that do not divide, or a pair whose samples lie in different parts.
+    """
+    packed, sample = split(batch.packed, parts)
+    live = sample >= 0
+
+    def part(x):
+        if x is None:
+            return None
+        x = np.asarray(x)[sample]
+        return np.where(live.reshape(live.shape + (1,) * (x.ndim - 2)), x, 0)
+
+    fields = {name: part(getattr(batch, name)) for name in ("advantage", "old_logp", "ref_logp", "weight")}
+    return Batch(packed, **fields, pair=_split_pairs(batch.pair, sample))
+
+
+def _split_pairs(pair, sample: np.ndarray):
+    """Pairs of each part by local index, i32[parts, M, 2], -1 where there is none."""
+    if pair is None:
+        return None
+    count = max(int(sample.max()), int(np.max(pair))) + 1
+    part, slot = np.full(count, -1), np.full(count, -1)
+    where = np.argwhere(sample >= 0)
+    part[sample[sample >= 0]], slot[sample[sample >= 0]] = where[:, 0], where[:, 1]
+    pair = np.asarray(pair)
+    pair = pair[(pair >= 0).all(axis=1)]
+    home = part[pair]
+    if (home[:, 0] != home[:, 1]).any():
+        bad = int(np.flatnonzero(home[:, 0] != home[:, 1])[0])
+        raise ValueError(f"pair {pair[bad].tolist()} lies in two parts: give both samples one `unit` in pack")
+    out = np.full((sample.shape[0], sample.shape[1], 2), -1, np.int32)
+    for k in range(sample.shape[0]):
+        mine = slot[pair[home[:, 0] == k]]
+        out[k, : len(mine)] = mine
+    return out
+
+
+def _loss(decoder: Decoder, algorithm: Algorithm, mesh, params, batch: Batch, denominator) -> tuple[Any, Metrics]:
+    """Loss of one microbatch, fields [S, ...], as a share of the whole batch's."""
+    forest = TokenForest(*(x.reshape(-1, x.shape[-1]) for x in batch.packed.forest))
+    params = gather_embedding(params, mesh)
+    hidden = decoder.apply(params, forest)
+    logp, entropy = local_logprobs(
+        hidden, decoder.head(params), forest, batch.packed.node, mesh=mesh, temperature=algorithm.temperature
+    )
+
+    def flat(x):
+        return None if x is None else x.reshape(-1, *x.shape[2:])
+
+    mask = flat(batch.packed.mask)
+    how = {"max_length": algorithm.max_length or mask.shape[1], "denominator": denominator}
+    if algorithm.data == "demonstrations":
+        loss, metrics = algorithm.loss(logp, mask, aggregate=algorithm.aggregate, **how)
+    else:
+        old = jax.lax.stop_gradient(logp) if batch.old_logp is None else flat(batch.old_logp)
+        loss, metrics = algorithm.loss(
+            logp, old, flat(batch.advantage), mask, weight=flat(batch.weight), aggregate=algorithm.aggregate, **how
+        )
+    metrics = metrics | {"loss": loss, "entropy": token_mean(entropy, mask)}
+    if algorithm.kl_coef > 0:
+        kl = kl_estimate(logp, flat(batch.ref_logp), mask, kind=algorithm.kl_kind)
+        loss = loss + algorithm.kl_coef * aggregate_tokens(kl, mask, algorithm.aggregate, **how)
+        metrics["kl"] = token_mean(kl, mask)
+    if algorithm.entropy_coef > 0:
+        loss = loss - algorithm.entropy_coef * aggregate_tokens(entropy, mask, algorithm.aggregate, **how)
+    return loss, jax.lax.stop_gradient(metrics | {"loss": loss})
+
+
+def _gradient(loss, params, batch: Batch, axis_name: str | None, aggregate: str):
+    """Gradient and metrics summed over microbatches [microbatches, S, ...], and over axis_name."""
+    mask = batch.packed.mask
+
+    def total(x):
+        return jax.lax.psum(x, axis_name) if axis_name else x
+
+    denominator = total(count_for(aggregate, mask.reshape(-1, mask.shape[-1])))
+    tokens = jnp.maximum(total(jnp.sum(mask)), 1)
+
+    def part(micro: Batch):
+        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, micro, denominator)
+        share = jnp.sum(micro.packed.mask) / tokens
+        combine = {k: v if k in MAXIMA or k == "loss" else v * share for k, v in metrics.items()}
+        wide = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient)
+        return wide, combine
+
+    def add(carry, micro):
+        gradient, metrics = part(micro)
+        summed = {k: jnp.maximum(carry[1][k], v) if k in MAXIMA else carry[1][k] + v for k, v in metrics.items()}
+        return (jax.tree.map(jnp.add, carry[0], gradient), summed), None
+
+    first = part(jax.tree.map(lambda x: x[0], batch))
+    rest = jax.tree.map(lambda x: x[1:], batch)
+    (gradient, metrics), _ = jax.lax.scan(add, first, rest) if mask.shape[0] > 1 else (first, None)
+    if axis_name:
+        metrics = {k: jax.lax.pmax(v, axis_name) if k in MAXIMA else total(v) for k, v in metrics.items()}
+    return total(gradient), metrics | {"tokens": total(jnp.sum(mask))}
+
+
+def _update(loss, optimizer, axis_name, aggregate: str, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """One optimizer step; a gradient that is not finite, or exactly zero, leaves parameters and moments as they are."""
+    gradient, metrics = _gradient(loss, state.params, batch, axis_name, aggregate)
+    norm = optax.global_norm(gradient)
+    # A zero gradient holds no information, but Adam's moments would decay and move the parameters all the same.
+    good = jnp.isfinite(norm) & (norm > 0)
+    gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    new = (optax.apply_updates(state.params, updates), opt_state)
+    params, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, (state.params, state.opt_state))
+    taken = good.astype(jnp.int32)
+    metrics = metrics | {"grad_norm": norm, "skipped": 1 - taken}
+    return TrainState(params, opt_state, state.step + taken, state.skipped + 1 - taken), metrics
+
+
+def make_train_step(
+    decoder: Decoder,
+    algorithm: Algorithm,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh | None = None,
+    microbatches: int = 1,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step of one algorithm: forest forward, log-probs, loss, gradient, optimizer.
+
+    Args:
+      decoder: the model.
+      algorithm: an entry of ALGORITHMS, or yours.
+      optimizer: any optax transformation.
+      mesh: rows go over data and fsdp, heads and columns over tensor; the state must lie on it.
+      microbatches: the gradient is accumulated over this many parts of the rows, in order.
+      axis_name: for jax.pmap or shard_map: the returned function is then plain and traceable, takes one part a device
+        (split_batch), and sums over this axis.
+
+    Returns:
+      step(state, batch) -> (state, metrics). Without axis_name it is compiled, splits the batch itself (rows must be
+      packed in microbatches * data * fsdp parts) and donates the state: do not use the old one again. A gradient that
+      is not finite or exactly zero leaves parameters and optimizer state bitwise unchanged and counts in `skipped`.
+      Metrics are device scalars: loss, grad_norm, entropy, tokens, skipped, kl if used, and those of the loss.
+      `step.compiled()` counts the shapes compiled.
+
+    Raises:
+      ValueError: options that do not go together; at the first batch: fields that the algorithm needs and are missing.
+    """
+    if microbatches < 1:
+        raise ValueError(f"microbatches must be at least 1, got {microbatches}")
+    if axis_name is not None and (mesh is not None or microbatches > 1):
+        raise ValueError("axis_name goes without mesh and microbatches: split the batch over the devices instead")
+    model = shard_decoder(decoder, mesh)
+
+    def loss(params, batch, denominator):
+        return _loss(model, algorithm, mesh, params, batch, denominator)
+
+    def update(state, batch):
+        state, metrics = _update(loss, optimizer, axis_name, algorithm.aggregate, state, batch)
+        return keep_sharding(state, mesh), metrics
+
+    if axis_name is not None:
+
+        def step(state, batch):
+            _check_fields(algorithm, batch)
+            return update(state, jax.tree.map(lambda x: x[None], _as_one_shard(batch)))
+
+        return step
+
+    jitted = jax.jit(update, donate_argnums=0)
+
+    def step(state, batch):
+        _check_fields(algorithm, batch)
+        return jitted(state, arrange(batch, microbatches, mesh))
+
+    step.compiled = jitted._cache_size
+    return step
+
+
+def _as_one_shard(batch: Batch) -> Batch:
+    """Fields [M, ...] as [1, M, ...]; the forest keeps its rows."""
+    return jax.tree.map(lambda x: x[None], batch)
+
+
+def _check_fields(algorithm: Algorithm, batch: Batch) -> None:
+    if algorithm.data == "rollouts" and batch.advantage is None:
+        raise ValueError("this algorithm learns from rewards: the batch needs advantage f[N] (see make_batch)")
+    if algorithm.kl_coef > 0 and batch.ref_logp is None:
+        raise ValueError(
+            f"kl_coef={algorithm.kl_coef} needs ref_logp f[N, R] in the batch (see make_scorer), or kl_coef=0"
+        )
+
+
+def arrange(batch: Batch, microbatches: int, mesh: Mesh | None) -> Batch:
+    """Fields cut into [microbatches, shards, ...] and, on a mesh, put where the step wants them."""
+    shards = row_shards(mesh)
+    parts = split_batch(batch, microbatches * shards)
+    tensor = 1 if mesh is None else mesh.shape["tensor"]
+
+    def shape(x):
+        return x.reshape(microbatches, shards, *x.shape[1:])
+
+    def pad(x, fill):  # samples of a part are cut over the tensor axis
+        return np.pad(x, ((0, 0), (0, -x.shape[1] % tensor), *((0, 0),) * (x.ndim - 2)), constant_values=fill)
+
+    packed = Packed(parts.packed.forest, pad(parts.packed.node, -1), pad(parts.packed.mask, False))
+    rest = {k: pad(v, -1 if k == "pair" else 0) for k, v in parts._asdict().items() if k != "packed" and v is not None}
+    arranged = jax.tree.map(shape, parts._replace(packed=packed, **rest))
+    if mesh is None:
+        return arranged
+    return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, P(None, ROWS))), arranged)
+
+
+def make_scorer(
+    decoder: Decoder, *, temperature: float = 1.0, mesh: Mesh | None = None
+) -> Callable[[Params, Packed], np.ndarray]:
+    """score(params, packed) -> logp f[N, R], without gradient: for ref_logp, and for old_logp of an outside sampler.
+
+    Args:
+      decoder: the model.
+      temperature: of the policy.
+      mesh: as in make_train_step; rows must be packed in data * fsdp parts.
+    """
+    model = shard_decoder(decoder, mesh)
+
+    @jax.jit
+    def run(params, batch: Batch):
+        forest = TokenForest(*(x.reshape(-1, x.shape[-1]) for x in batch.packed.forest))
+        params = gather_embedding(params, mesh)
+        hidden, node = model.apply(params, forest), batch.packed.node[0]
+        logp, _ = local_logprobs(hidden, model.head(params), forest, node, mesh=mesh, temperature=temperature)
+        return logp.reshape(node.shape)
+
+    def score(params: Params, packed: Packed) -> np.ndarray:
+        _, sample = split(packed, row_shards(mesh))
+        logp = np.asarray(run(params, arrange(Batch(packed), 1, mesh)))[:, : sample.shape[1]]
+        out = np.zeros(np.shape(packed.mask), logp.dtype)
+        out[sample[sample >= 0]] = logp[sample >= 0]
+        return out
+
+    score.compiled = run._cache_size
+    return score
