@@ -1,0 +1,352 @@
+"""Runs a reward function in processes that can be killed, so that no completion can stop the training.
+
+A reward function reads text that a model made up: sooner or later one completion sends it into an endless loop, an
+enormous allocation or a crash. Here that costs the completion its reward, with a reason, and nothing else. It is a
+protection against accidents, not a security sandbox: a worker runs as the same user, with the same files and network.
+"""
+
+import collections
+import json
+import operator
+import os
+import selectors
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from rlalign.rewards.process import STRAY, WorkerLost, WorkerProcess, worker_setup
+from rlalign.rewards.worker import LOADED, describe
+from rlalign.types import Prompt, Rewards, Rollouts
+
+Decode = Callable[[list[int]], str]
+
+WINDOW = 8  # items a worker holds at most, so that a short one need not wait for the trainer
+WINDOW_BYTES = 1 << 15  # what fits a socket's buffer for sure: a worker that is busy does not read
+MAX_LOST = 3  # workers lost one after the other, before any answered
+
+
+class RewardGuard:
+    """A reward function in long-lived worker processes: `guard(completions, examples)` returns Rewards.
+
+        def exact(completion, example):
+            return float(completion.strip() == example["answer"])
+
+        with RewardGuard(exact, workers=4, time_limit=2.0) as guard:
+            rewards = guard(["4", "5"], [{"answer": "4"}, {"answer": "4"}])     # reward [1, 0]
+
+    An item whose call hangs, raises, exits, crashes, runs out of memory, or returns anything but one finite number
+    becomes invalid, with a reason; all others keep their rewards. After a hang or a crash the worker is killed with
+    every process it started, and replaced while the others go on. A call never raises because of what the function
+    does; a hang costs one worker `time_limit` seconds. What a worker prints is dropped.
+
+    A worker has a temporary directory as its working directory and HOME, an environment of PATH, the language and
+    `environment`, one thread for linear algebra and no accelerator. The function runs in its main thread, whichever
+    thread calls the guard. It may change its module's globals: each worker has its own. Not a security sandbox.
+
+    Args:
+      function: `(completion: str | list[int], example: dict) -> float`, defined with def at the top level of a module
+        or script. A script must start its work under `if __name__ == "__main__":`, as workers execute it too.
+      workers: processes, > 0.
+      time_limit: seconds of wall time a call may take, > 0, loading not counted.
+      memory_limit_gib: GiB by which a worker's address space may grow after loading, and the size limit of a file
+        that it writes; None for no limit. Linux only.
+      decode: list of token ids -> str, applied in this process to completions that are not str; None hands ids on.
+      environment: variables that the function needs besides.
+      start_limit: seconds that loading the function may take, > 0.
+    Raises:
+      ValueError: an argument out of range, or a function that workers cannot load; the message has the remedy.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any, dict], float],
+        *,
+        workers: int = 2,
+        time_limit: float = 2.0,
+        memory_limit_gib: float | None = 1.0,
+        decode: Decode | None = None,
+        environment: Mapping[str, str] | None = None,
+        start_limit: float = 120.0,
+    ):
+        limits = {"workers": workers, "time_limit": time_limit, "start_limit": start_limit}
+        if memory_limit_gib is not None:
+            limits["memory_limit_gib"] = memory_limit_gib
+        for name, value in limits.items():
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be positive and finite")
+        self.time_limit, self.start_limit, self.decode = float(time_limit), float(start_limit), decode
+        self._count = operator.index(workers)
+        self._setup, self._environment = worker_setup(function, memory_limit_gib), dict(environment or {})
+        self._lock = threading.Lock()
+        self._lost, self._why = 0, ""
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[WorkerProcess] = []
+        self._closing = weakref.finalize(self, _close, self._workers, self._selector, os.getpid())
+        try:
+            self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def __call__(
+        self,
+        completions: Sequence[str | Sequence[int] | np.ndarray],
+        examples: Sequence[Mapping[str, Any]],
+        *,
+        decode: Decode | None = None,
+    ) -> Rewards:
+        """Rewards of N completions.
+
+        Args:
+          completions: N texts or lists of token ids.
+          examples: N mappings of JSON values; the function gets each as a dict.
+          decode: in place of the guard's own. Where it raises, the item is invalid.
+        Returns:
+          Rewards of N.
+        Raises:
+          ValueError: lengths differ, or an example is not JSON.
+          RuntimeError: the guard is closed.
+        """
+        batch = _Batch(completions, examples, decode or self.decode)
+        with self._lock:
+            if not self._closing.alive:
+                raise RuntimeError("this RewardGuard is closed: call it inside its `with` block")
+            try:
+                self._run(batch)
+            except BaseException:  # KeyboardInterrupt: no answer of this batch may reach the next one
+                for worker in [worker for worker in self._workers if worker.items]:
+                    self._discard(worker)
+                raise
+        return batch.rewards()
+
+    def close(self) -> None:
+        """Kills the workers and removes their folders, as garbage collection and exit do; more than once is fine."""
+        with self._lock:
+            self._closing()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _load(self) -> None:
+        """Starts the workers and returns when the first has loaded the function; the others may be about to."""
+        self._top_up()
+        nothing = _Batch((), (), None)
+        while not any(worker.ready for worker in self._workers):
+            if not self._lost:
+                self._listen(nothing)
+            if self._lost:
+                name = f"{self._setup['module']}.{self._setup['qualname']}"
+                raise ValueError(
+                    f"a worker could not load the reward {name} ({self._setup['file']}): {self._why}; its module must "
+                    "be importable in a fresh process, and a script must work under `if __name__ == '__main__':` only"
+                )
+
+    def _run(self, batch: "_Batch") -> None:
+        self._lost = 0
+        while batch.left:
+            self._top_up()
+            if not self._workers:
+                return batch.refuse(f"no reward worker could be started: {self._why}")
+            for worker in [worker for worker in self._workers if worker.ready]:
+                self._feed(worker, batch)
+            self._listen(batch)
+        self._top_up()  # a replacement loads while the trainer trains
+
+    def _top_up(self) -> None:
+        while len(self._workers) < self._count and self._lost < MAX_LOST:
+            try:
+                worker = WorkerProcess(self._setup, self._environment, send_limit=self.start_limit)
+            except OSError as error:  # no memory or no process left, for now
+                self._lost, self._why = self._lost + 1, describe(error)
+                continue
+            worker.deadline = time.monotonic() + self.start_limit
+            self._workers.append(worker)
+            self._selector.register(worker.channel, selectors.EVENT_READ, worker)
+
+    def _feed(self, worker: WorkerProcess, batch: "_Batch") -> None:
+        """Sends items up to the worker's share; the share shrinks with the batch, so that nobody waits at its end."""
+        share = min(WINDOW, max(1, len(batch.pending) // (2 * self._count)))
+        size = sum(len(batch.lines[index]) for index in worker.items)
+        taken: list[int] = []
+        while batch.pending and len(worker.items) + len(taken) < share:
+            size += len(batch.lines[batch.pending[0]])
+            if size > WINDOW_BYTES and (worker.items or taken):
+                break
+            taken.append(batch.pending.popleft())
+        if not taken:
+            return
+        idle = not worker.items
+        worker.items.extend(taken)  # before they go: an interrupt in between must find them here
+        try:
+            worker.send(b"".join(batch.lines[index] for index in taken))
+        except OSError:  # dead: while idle, or over an item that it had, as the end of its channel will tell
+            if idle:
+                self._lose(worker, batch, blame=False)
+            return
+        if idle:
+            worker.deadline = time.monotonic() + self.time_limit
+
+    def _listen(self, batch: "_Batch") -> None:
+        """Waits for answers or for the next deadline, and acts on them."""
+        before = time.monotonic()
+        soonest = min((worker.deadline for worker in self._workers), default=before)
+        timeout = None if soonest == float("inf") else max(0.0, soonest - before)
+        for key, _ in self._selector.select(timeout):
+            self._hear(key.data, batch)
+        # Late as of `before`: one whose answer lay there while this process was busy has been heard by now.
+        for worker in [worker for worker in self._workers if worker.deadline <= before]:
+            limit = self.time_limit if worker.ready else self.start_limit
+            self._lose(worker, batch, f"took longer than {limit} s")
+
+    def _hear(self, worker: WorkerProcess, batch: "_Batch") -> None:
+        try:
+            replies = worker.receive()
+        except WorkerLost as lost:
+            return self._lose(worker, batch, str(lost))
+        for index, value, reason, retire in replies:
+            if index == LOADED and not worker.ready and not reason:
+                worker.ready = True
+            elif worker.items and index == worker.items[0]:
+                batch.settle(worker.items.popleft(), value, reason)
+                self._lost = 0
+            else:
+                return self._lose(worker, batch, reason or STRAY)
+            if retire:
+                return self._lose(worker, batch, reason, blame=False)
+        worker.deadline = time.monotonic() + self.time_limit if worker.items else float("inf")
+
+    def _lose(self, worker: WorkerProcess, batch: "_Batch", reason: str = "", *, blame: bool = True) -> None:
+        """Kills a worker; its first item is to blame, so invalid, and its others wait for the next worker."""
+        ending = self._discard(worker)
+        if blame and worker.items:
+            batch.settle(worker.items.popleft(), None, reason or ending)
+        else:
+            self._lost, self._why = self._lost + 1, reason or ending
+        batch.pending.extendleft(reversed(worker.items))
+
+    def _discard(self, worker: WorkerProcess) -> str:
+        self._workers.remove(worker)
+        self._selector.unregister(worker.channel)
+        return worker.kill()
+
+
+class _Batch:
+    """The requests of one call as lines, the ones that wait, and the rewards so far."""
+
+    def __init__(self, completions: Sequence, examples: Sequence, decode: Decode | None):
+        completions, examples = list(completions), list(examples)
+        if len(completions) != len(examples):
+            raise ValueError(f"{len(completions)} completions but {len(examples)} examples; give one for each")
+        self.lines: list[bytes] = []
+        self.pending: collections.deque[int] = collections.deque()
+        self.left = len(completions)
+        self._reward = np.full(len(completions), np.nan)
+        self._reason = [""] * len(completions)
+        texts: dict[int, str] = {}  # by identity: the samples of a prompt share their example
+        for index, (completion, example) in enumerate(zip(completions, examples, strict=True)):
+            if id(example) not in texts:
+                texts[id(example)] = _example_text(example, index)
+            self._add(index, _as_ids(completion, index), texts[id(example)], decode)
+
+    def _add(self, index: int, completion: str | list[int], example: str, decode: Decode | None) -> None:
+        self.lines.append(b"")
+        if decode is not None and not isinstance(completion, str):
+            try:
+                completion = decode(completion)
+            except Exception as error:  # noqa: BLE001 - a model may sample ids that its tokenizer does not know
+                return self.settle(index, None, f"decode raised {describe(error, decode)}")
+        self.lines[index] = f"[{index}, {json.dumps(completion)}, {example}]\n".encode()
+        self.pending.append(index)
+
+    def settle(self, index: int, value: float | None, reason: str) -> None:
+        """Records the outcome of one item."""
+        self._reason[index] = reason
+        if value is not None:
+            self._reward[index] = value
+        self.left -= 1
+
+    def refuse(self, reason: str) -> None:
+        """Makes all items that wait invalid."""
+        while self.pending:
+            self.settle(self.pending.popleft(), None, reason)
+
+    def rewards(self) -> Rewards:
+        """The outcome of a finished batch."""
+        valid = np.array([not reason for reason in self._reason], dtype=bool)
+        return Rewards(reward=self._reward, valid=valid, reason=tuple(self._reason))
+
+
+def score(
+    reward: RewardGuard | Callable[[Any, dict], float],
+    prompts: Sequence[Prompt | np.ndarray | Sequence[int]],
+    rollouts: Rollouts,
+    *,
+    decode: Decode | None = None,
+    workers: int = 2,
+    time_limit: float = 2.0,
+) -> Rewards:
+    """Rewards of a batch of rollouts: sample n gets `reward(completion_n, example of prompts[rollouts.prompt[n]])`.
+
+    The completion is `tokens[n][mask[n]]`, decoded if there is a `decode`, else a list of ints.
+
+    Args:
+      reward: a RewardGuard, whose workers stay; or a plain function, for which workers start and end with this call
+        (some tenths of a second, more if its module imports much).
+      prompts: Prompts, whose `example` the function gets, or token ids, with which it gets {}.
+      rollouts: of N samples.
+      decode: list of token ids -> str; None: the guard's own.
+      workers, time_limit: see RewardGuard; a given guard keeps its own.
+    Returns:
+      Rewards of N.
+    Raises:
+      ValueError: see RewardGuard; also a sample of a prompt that is not there.
+    """
+    if not isinstance(reward, RewardGuard):
+        with RewardGuard(reward, workers=workers, time_limit=time_limit, decode=decode) as guard:
+            return score(guard, prompts, rollouts)
+    tokens, mask, owner = (np.asarray(field) for field in (rollouts.tokens, rollouts.mask, rollouts.prompt))
+    outside = owner[(owner < 0) | (owner >= len(prompts))]
+    if outside.size:
+        raise ValueError(f"rollouts.prompt has {outside[0]}, but there are {len(prompts)} prompts")
+    examples = [getattr(prompt, "example", {}) for prompt in prompts]
+    completions = [row[kept] for row, kept in zip(tokens, mask.astype(bool), strict=True)]
+    return reward(completions, [examples[index] for index in owner], decode=decode)
+
+
+def _as_ids(completion: Any, index: int) -> str | list[int]:
+    if isinstance(completion, str):
+        return completion
+    try:
+        return [operator.index(token) for token in np.asarray(completion, dtype=object).tolist()]
+    except TypeError:
+        raise ValueError(f"completion {index} is {completion!r:.60}, neither a text nor token ids") from None
+
+
+def _example_text(example: Any, index: int) -> str:
+    remedy = "a reward's example must be a mapping of JSON values (texts, numbers, lists, dicts)"
+    if not isinstance(example, Mapping):
+        raise ValueError(f"example {index} is a {type(example).__name__}; {remedy}")
+    fields = []
+    for name, value in example.items():
+        try:
+            if not isinstance(name, str):
+                raise TypeError("its name is not a text")
+            fields.append(f"{json.dumps(name)}: {json.dumps(value)}")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"example {index}, field {name!r}: {error}; {remedy}") from None
+    return "{" + ", ".join(fields) + "}"
+
+
+def _close(workers: list[WorkerProcess], selector: selectors.BaseSelector, owner: int) -> None:
+    if os.getpid() == owner:  # a forked copy of the trainer leaves its parent's workers alone
+        for worker in workers:
+            worker.kill()
+        workers.clear()
+        selector.close()

@@ -1,0 +1,183 @@
+"""One reward worker as the guard sees it: how its function is named, how it is started, heard and killed."""
+
+import collections
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlalign.rewards.worker import LOADED
+
+SCRIPT = str(Path(__file__).with_name("worker.py"))
+SCRIPT_MODULE = "__reward_script__"  # the name under which a worker executes the user's script
+INSIDE = "RLALIGN_REWARD_WORKER"  # set in a worker's environment
+KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "SYSTEMROOT")
+GIVEN = {
+    INSIDE: "1",
+    "PYTHONHASHSEED": "0",  # the order of a set is the same in every worker and every run
+    "JAX_PLATFORMS": "cpu",  # the accelerator and the cores belong to the trainer
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+STRAY = "wrote to the channel of its worker"
+MAX_LINE = 1 << 16  # bytes of a reply; an honest one has some hundreds
+
+
+class Reply(NamedTuple):
+    """One line from a worker: index -1 says that the function is loaded, or with a reason that it is not."""
+
+    index: int
+    value: float | None
+    reason: str
+    retire: bool
+
+
+class WorkerLost(Exception):
+    """The worker closed its channel (no message), or wrote something else than replies to it (message)."""
+
+
+def worker_setup(function: Callable, memory_limit_gib: float | None) -> dict[str, Any]:
+    """The first line that a worker reads: where its function is, and its limit.
+
+    Raises:
+      ValueError: see locate.
+      RuntimeError: called in a worker, by a script that does its work when it is only imported.
+    """
+    if os.environ.get(INSIDE):
+        raise RuntimeError("a reward worker must not start workers of its own")
+    return {
+        **locate(function),
+        "path": [os.path.abspath(entry) for entry in sys.path],
+        "memory_limit": None if memory_limit_gib is None else int(memory_limit_gib * 2**30),
+    }
+
+
+def locate(function: Callable) -> dict[str, str | None]:
+    """Names a function so that another process finds it.
+
+    Args:
+      function: defined with `def` at the top level of a module or of the script that runs.
+    Returns:
+      {"module", "qualname", "file"}, the file None where the module has none.
+    Raises:
+      ValueError: a lambda, closure, method, partial or other object, or a function typed in at a prompt.
+    """
+    module_name = getattr(function, "__module__", None) or "?"
+    qualname = getattr(function, "__qualname__", None) or type(function).__qualname__
+    remedy = "a reward runs in other processes, which must find it: def it at the top level of a .py file"
+    if "<lambda>" in qualname:
+        raise ValueError(f"the reward {qualname} in {module_name} is a lambda; {remedy}")
+    if "<locals>" in qualname:
+        raise ValueError(f"the reward {qualname} in {module_name} is a closure, defined inside a function; {remedy}")
+    module = found = sys.modules.get(module_name)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if found is not function:
+        raise ValueError(f"the reward {function!r} is not what the name {module_name}.{qualname} leads to; {remedy}")
+    file = getattr(module, "__file__", None)
+    spec = getattr(module, "__spec__", None)
+    if module_name == "__main__":
+        if file is None:
+            raise ValueError(f"the reward {qualname} was typed into an interactive session; {remedy} and import it")
+        module_name = spec.name if spec is not None else SCRIPT_MODULE  # a spec: started by python -m
+    return {"module": module_name, "qualname": qualname, "file": os.path.abspath(file) if file else None}
+
+
+class WorkerProcess:
+    """A running worker, its channel, and the items it was given, of which it works on the first.
+
+    Attributes:
+      items: indices sent and not yet answered, in order.
+      ready: whether the function is loaded.
+      deadline: when the first item, or the loading, has taken too long (time.monotonic).
+    """
+
+    def __init__(self, setup: Mapping[str, Any], environment: Mapping[str, str], *, send_limit: float):
+        self.items: collections.deque[int] = collections.deque()
+        self.ready = False
+        self.deadline = float("inf")
+        self._partial = b""
+        with contextlib.ExitStack() as undo:
+            self._folder = tempfile.mkdtemp(prefix="reward-")
+            undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self.channel, theirs = socket.socketpair()
+            undo.callback(self.channel.close)
+            # Never written to: the kernel kills the worker when the last writer, this process, is gone.
+            life, self._life = os.pipe()
+            undo.callback(os.close, self._life)
+            with theirs, os.fdopen(life):
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", SCRIPT, str(theirs.fileno()), str(life)],
+                    pass_fds=(theirs.fileno(), life),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd=self._folder,
+                    env=self._environment(environment),
+                    start_new_session=True,
+                )
+            undo.callback(self._end)
+            self.channel.settimeout(send_limit)
+            with contextlib.suppress(OSError):  # dead already: the first receive says so
+                self.send(json.dumps(dict(setup)).encode() + b"\n")
+            self._undo = undo.pop_all()
+
+    def _environment(self, extra: Mapping[str, str]) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+        return kept | GIVEN | {"HOME": self._folder, "TMPDIR": self._folder} | dict(extra)
+
+    def send(self, data: bytes) -> None:
+        """Writes to the channel; OSError if the worker is gone or does not read."""
+        self.channel.sendall(data)
+
+    def receive(self) -> list[Reply]:
+        """Reads what has arrived; WorkerLost if that is the end, or no reply."""
+        try:
+            data = self.channel.recv(MAX_LINE)
+        except OSError:
+            data = b""
+        if not data:
+            raise WorkerLost
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        if len(self._partial) > MAX_LINE:
+            raise WorkerLost(STRAY)
+        return [_parse(line) for line in lines]
+
+    def kill(self) -> str:
+        """Ends the worker and every process of its group, removes its folder, and says how it ended."""
+        self._undo.close()
+        code = self._process.returncode
+        if code is not None and code < 0:
+            return f"its worker was killed by {_signal_name(-code)}"
+        return f"its worker exited with status {code}"
+
+    def _end(self) -> None:
+        # Before the wait: until then the dead leader's id cannot belong to anybody else's group.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process stuck in the kernel must not hold us
+            self._process.wait(timeout=10)
+
+
+def _parse(line: bytes) -> Reply:
+    try:
+        index, value, reason, retire = json.loads(line)
+        return Reply(int(index), None if reason or index == LOADED else float(value), str(reason), bool(retire))
+    except (ValueError, TypeError):
+        raise WorkerLost(STRAY) from None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

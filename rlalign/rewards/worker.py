@@ -1,0 +1,188 @@
+"""The process in which a reward function runs: guard.py starts this file as a script, nothing imports it.
+
+Standard library only, so that a worker starts in milliseconds and its memory is the function's own. The guard and
+the worker exchange JSON lines over one socket; nothing is ever unpickled, and the function's prints go nowhere:
+
+    guard -> worker    {"module", "qualname", "file", "path", "memory_limit"}     once
+    guard -> worker    [index, completion, example]                              one line an item
+    worker -> guard    [index, value or null, reason, retire]                    one line an item; index -1: loaded
+
+`retire` asks the guard for a fresh process: memory ran out, or too many processes were forked.
+"""
+
+import contextlib
+import fcntl
+import importlib
+import importlib.util
+import json
+import math
+import os
+import reprlib
+import resource
+import socket
+import sys
+
+LOADED = -1
+MAX_REASON = 300  # characters of an exception's message
+MAX_FORKS = 64  # per item
+
+
+class Forks:
+    """Counts the processes that one item forks, and refuses the ones that make a fork bomb.
+
+    An audit hook sees every `os.fork` of this interpreter and of the children it forks. Separate programs
+    (subprocess) are not counted.
+    """
+
+    def __init__(self):
+        self.pid = os.getpid()
+        self.count = 0
+
+    def __call__(self, event, _):
+        if event not in ("os.fork", "os.forkpty"):
+            return
+        self.count += 1
+        if self.count > MAX_FORKS or os.getpid() != self.pid:
+            raise RuntimeError(f"a reward may fork {MAX_FORKS} processes, and those may fork none")
+
+
+def load(module, qualname, file):
+    """Returns the function `qualname` of a module, which is found by its name, else by its file.
+
+    A script's functions come by file, under a module name that is not `__main__`: its
+    `if __name__ == "__main__":` block does not run.
+    """
+    found = loaded_module(module, file)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def loaded_module(name, file):
+    """Imports by name if that name leads to `file` here (or there is no file), else executes the file."""
+    if file is None or same_file(origin(name), file):
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def origin(name):
+    """The file that `import name` would execute; None if there is none."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    return spec.origin if spec else None
+
+
+def same_file(first, second):
+    """Whether two paths, the first possibly None or "built-in", are one existing file."""
+    try:
+        return first is not None and os.path.samefile(first, second)
+    except OSError:
+        return False
+
+
+def limit_memory(size):
+    """Limits address space to `size` bytes more than now, and every file written to `size`; Linux only."""
+    if not os.path.exists("/proc/self/statm"):
+        return
+    with open("/proc/self/statm") as statm:
+        used = int(statm.read().split()[0]) * resource.getpagesize()
+    set_limit(resource.RLIMIT_AS, used + size)
+    set_limit(resource.RLIMIT_FSIZE, size)
+
+
+def set_limit(kind, value):
+    """Lowers a resource limit to `value`, or to the hard limit where that is lower."""
+    hard = resource.getrlimit(kind)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def die_with(life):
+    """Lets the kernel end this process group when the guard's end of the pipe `life` closes.
+
+    A signal whose default action is to terminate, so that it also ends a function stuck in C code.
+    """
+    fcntl.fcntl(life, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(life, fcntl.F_SETFL, os.O_ASYNC)
+
+
+def evaluate(function, completion, example):
+    """Calls the reward function; returns (value, reason, retire), the value None where there is a reason."""
+    try:
+        result = function(completion, example)
+        numeric = hasattr(type(result), "__float__") or hasattr(type(result), "__index__")
+        if not numeric:
+            return None, f"returned {reprlib.repr(result)}, not a number", False
+        value = float(result)
+    # SystemExit and KeyboardInterrupt too: here they come from the function, and cost it its item only.
+    except BaseException as error:  # noqa: BLE001
+        return None, f"raised {describe(error, function)}", isinstance(error, MemoryError)
+    if not math.isfinite(value):
+        return None, f"returned {value}, which is not finite", False
+    return value, "", False
+
+
+def describe(error, function=None):
+    """One short line: type, message and, where it is known, the line of the function's file that raised."""
+    text = type(error).__name__
+    # The message comes from the function's own code, and may itself raise or be huge.
+    with contextlib.suppress(Exception):
+        message = " ".join(str(error)[:MAX_REASON].split())
+        text = f"{text}: {message}" if message else text
+    code = getattr(function, "__code__", None)
+    line, frame = None, error.__traceback__
+    while code and frame:
+        if frame.tb_frame.f_code.co_filename == code.co_filename:
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return f"{text} ({os.path.basename(code.co_filename)}:{line})" if code and line else text
+
+
+def send(channel, index, value=None, reason="", retire=False):
+    """Writes one reply."""
+    channel.sendall(json.dumps([index, value, reason, retire]).encode() + b"\n")
+
+
+def serve(channel, life):
+    """Loads the function that the first line names, then answers one request after the other until the end."""
+    die_with(life)
+    set_limit(resource.RLIMIT_CORE, 0)
+    requests = channel.makefile("rb")
+    setup = json.loads(requests.readline())
+    sys.path[:] = setup["path"]
+    try:
+        function = load(setup["module"], setup["qualname"], setup["file"])
+    except BaseException as error:  # noqa: BLE001
+        return send(channel, LOADED, reason=describe(error))
+    forks = Forks()
+    sys.addaudithook(forks)
+    if setup["memory_limit"] is not None:
+        limit_memory(setup["memory_limit"])
+    send(channel, LOADED)
+    for line in requests:
+        index, completion, example = json.loads(line)
+        forks.count = 0
+        value, reason, retire = evaluate(function, completion, example)
+        if os.getpid() != forks.pid:  # a child that the function forked and let return
+            os._exit(0)
+        send(channel, index, value, reason, retire or forks.count > MAX_FORKS)
+
+
+def main():
+    """Serves on the descriptors given as arguments, which the function's own children do not inherit."""
+    channel, life = int(sys.argv[1]), int(sys.argv[2])
+    os.set_inheritable(channel, False)
+    os.set_inheritable(life, False)
+    serve(socket.socket(fileno=channel), life)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""What a reward is, what a misbehaving function costs, and what is refused at once."""
+
+import functools
+import json
+import re
+import resource
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+
+from rlalign.rewards import RewardGuard, process, score
+from rlalign.types import Prompt, Rollouts
+
+graders = sys.modules["reward_graders"]  # see conftest.py
+
+
+def run(function, completions, examples=None, **options):
+    with RewardGuard(function, **options) as guard:
+        return guard(completions, examples or [{}] * len(completions))
+
+
+# What a reward is
+
+
+def test_rewards_come_in_order_and_the_function_is_still_a_plain_one():
+    texts = [str(number) for number in range(500)]
+    examples = [{"scale": 0.1}] * 250 + [{}] * 250
+    rewards = run(graders.number, texts, examples)
+    expected = [graders.number(text, example) for text, example in zip(texts, examples, strict=True)]
+    assert rewards.reward.dtype == np.float64
+    np.testing.assert_array_equal(rewards.reward, expected)  # every bit of a float survives
+    assert rewards.valid.dtype == bool
+    assert rewards.valid.all()
+    assert rewards.reason == ("",) * 500
+
+
+def test_completions_and_examples_arrive_as_they_are():
+    value = {"text": 'é\u2028"\\\n', "ids": [1, 2**60], "none": None, "nested": {"a": [True, 1.5]}}
+    texts = ['é\u2028"\\\n\x00', "\ud800", ""]
+    examples = [types.MappingProxyType({"value": 1.0, "completion": text, "more": value}) for text in texts]
+    assert run(graders.echo, texts, examples).reward.tolist() == [1.0, 1.0, 1.0]
+    ids = [[3, 4], (3, 4), np.array([3, 4], np.int32)]
+    assert run(graders.echo, ids, [{"value": 2, "completion": [3, 4]}] * 3).reward.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_no_completions_give_no_rewards():
+    rewards = run(graders.length, [])
+    assert rewards.reward.shape == rewards.valid.shape == (0,)
+    assert rewards.reason == ()
+
+
+def test_large_completions_pass_while_a_worker_is_busy():
+    texts = ["x" * size for size in (3_000_000, 1, 2_000_000, 40_000, 40_000, 40_000)] * 3
+    rewards = run(graders.length, texts, workers=1)
+    assert rewards.reward.tolist() == [len(text) for text in texts]
+
+
+@pytest.mark.parametrize("value", ["True", "7", "0.5", "-0.0", "type('F', (), {'__float__': lambda self: 2.5})()"])
+def test_what_counts_as_a_number(one_guard, value):
+    rewards = one_guard([f"value = {value}"], [{}])
+    assert rewards.valid.tolist() == [True], rewards.reason
+    assert rewards.reward[0] == float(eval(value))
+
+
+# What costs an item
+
+FAILURES = {
+    "raises": ("1 / 0", r"raised ZeroDivisionError: division by zero \(graders\.py:\d+\)"),
+    "long message": ("raise ValueError('x\\n' * 10**6)", r"raised ValueError: (x ){149}x \(graders\.py:\d+\)"),
+    "message that raises": (
+        "class E(Exception):\n    def __str__(self): return 1 / 0\nraise E",
+        r"raised E \(graders\.py:\d+\)",
+    ),
+    "sys.exit": ("sys.exit(0)", r"raised SystemExit: 0 .*"),
+    "KeyboardInterrupt": ("raise KeyboardInterrupt", r"raised KeyboardInterrupt .*"),
+    "nan": ("value = float('nan')", "returned nan, which is not finite"),
+    "inf": ("value = float('-inf')", "returned -inf, which is not finite"),
+    "string": ("value = '1.0'", r"returned '1\.0', not a number"),
+    "None": ("value = None", "returned None, not a number"),
+    "wrong length": ("value = [1.0, 2.0]", r"returned \[1\.0, 2\.0\], not a number"),
+    "complex": ("value = 1j", "returned 1j, not a number"),
+    "huge integer": ("value = 10**400", "raised OverflowError: int too large .*"),
+    "deep recursion": ("def f(): return f()\nf()", r"raised RecursionError: .*"),
+    "stack overflow": (
+        "sys.setrecursionlimit(10**8)\nclass A:\n    def __getattr__(self, n): return repr(self)\n"
+        "    def __repr__(self): return getattr(self, 'x')\nrepr(A())",
+        r"(its worker was killed by SIG|raised |took longer).*",
+    ),
+    "2 GB": ("value = len(bytearray(2 << 30))", r"raised MemoryError .*"),
+    "os._exit": ("os._exit(0)", "its worker exited with status 0"),
+    "killed": ("os.kill(os.getpid(), signal.SIGSEGV)", "its worker was killed by SIGSEGV"),
+    "closes all": ("os.closerange(0, 256)\nwhile True: time.sleep(1)", "its worker was killed by SIGKILL"),
+    "huge file": ("open('big', 'wb').truncate(1 << 40)", r"raised OSError: .*File too large.*"),
+}
+
+
+@pytest.mark.parametrize(("code", "reason"), FAILURES.values(), ids=FAILURES.keys())
+def test_a_failure_costs_its_item_only(one_guard, code, reason):
+    rewards = one_guard(["value = 1", code, "value = 2"], [{}] * 3)
+    assert rewards.valid.tolist() == [True, False, True]
+    assert rewards.reward[[0, 2]].tolist() == [1.0, 2.0]
+    assert np.isnan(rewards.reward[1])
+    assert re.fullmatch(reason, rewards.reason[1]), rewards.reason[1]
+    assert len(rewards.reason[1]) < 400
+
+
+@pytest.mark.parametrize(
+    "code", ["while True: pass", "time.sleep(60)", "import re; re.match('(a+)+$', 'a' * 60 + 'b')"]
+)
+def test_a_hang_costs_its_limit_and_itself(code):
+    with RewardGuard(graders.python, workers=2, time_limit=0.3) as guard:
+        completions = [f"value = {number}" for number in range(40)]
+        completions[5] = code
+        start = time.monotonic()
+        rewards = guard(completions, [{}] * 40)
+        assert 0.3 <= time.monotonic() - start < 1.3
+        assert rewards.reason[5] == "took longer than 0.3 s"
+        assert rewards.valid.tolist() == [number != 5 for number in range(40)]
+        assert np.delete(rewards.reward, 5).tolist() == [float(number) for number in range(40) if number != 5]
+
+
+def test_a_hang_that_catches_every_exception_ends_too():
+    start = time.monotonic()
+    rewards = run(graders.swallow, ["a"], time_limit=0.3)
+    assert rewards.reason == ("took longer than 0.3 s",)
+    assert time.monotonic() - start < 3.0
+
+
+def test_the_limit_is_per_item_and_starts_with_it():
+    rewards = run(graders.python, ["time.sleep(0.1); value = 1"] * 16, workers=1, time_limit=0.5)
+    assert rewards.valid.all(), rewards.reason
+
+
+def test_large_completions_behind_a_hang_do_not_block_the_trainer():
+    start = time.monotonic()
+    completions = ["time.sleep(60)"] + ["value = 1  # " + "x" * 200_000] * 15
+    rewards = run(graders.python, completions, workers=1, time_limit=0.5)
+    assert time.monotonic() - start < 10.0
+    assert rewards.valid.tolist() == [False] + [True] * 15
+
+
+def test_nothing_but_hangs_comes_back_without_rewards():
+    rewards = run(graders.python, ["time.sleep(60)"] * 4, workers=2, time_limit=0.1)
+    assert rewards.reason == ("took longer than 0.1 s",) * 4
+
+
+def test_a_fork_bomb_is_refused_and_cleared_away():
+    rewards = run(graders.fork_bomb, ["a", "bomb", "b", "bomb"], workers=1, time_limit=10.0)
+    assert rewards.valid.tolist() == [True, False, True, False]
+    assert "raised RuntimeError: a reward may fork 64 processes, and those may fork none" in rewards.reason[1]
+
+
+def test_processes_that_a_function_forks_are_allowed():
+    code = "child = os.fork()\nif not child: os._exit(3)\nvalue = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])"
+    returns = "child = os.fork()\nvalue = 1\nif child: os.waitpid(child, 0); value = 2"
+    assert run(graders.python, [code, returns, code], workers=1).reward.tolist() == [3.0, 2.0, 3.0]
+
+
+def test_a_leak_costs_an_item_and_then_a_fresh_worker_goes_on():
+    rewards = run(graders.hoard, [""] * 8, workers=1, memory_limit_gib=0.07, time_limit=10.0)
+    assert rewards.reason.count("") == 6, rewards
+    assert rewards.reward[rewards.valid].tolist() == [1, 2, 3, 1, 2, 3]
+
+
+def test_a_function_that_writes_to_the_channel_loses_its_item():
+    rewards = run(graders.stray, ["fine", "stray", "fine"], workers=1)
+    assert rewards.valid.tolist() == [True, False, True]
+    assert rewards.reason[1] == "wrote to the channel of its worker"
+
+
+def test_output_is_dropped_and_the_trainer_does_not_grow(one_guard, capfd):
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code = "line = 'x' * (1 << 20)\nfor _ in range(200): print(line)\nos.write(1, b'x'); os.write(2, b'x'); value = 1"
+    assert one_guard([code], [{}]).reward.tolist() == [1.0]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - grown < 50_000  # KiB
+    assert capfd.readouterr() == ("", "")
+
+
+# What is refused at once
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (graders.nameless, r"the reward <lambda> in reward_graders is a lambda; .* def it at the top level"),
+        (graders.make(), r"the reward make\.<locals>\.inner in .* is a closure, defined inside a function; "),
+        (graders.Grader().method, r"is not what the name reward_graders\.Grader\.method leads to; "),
+        (graders.Grader(), r"is not what the name reward_graders\.Grader leads to; "),
+        (functools.partial(graders.number, example={}), r"is not what the name functools\.partial leads to; "),
+        (3, r"the reward 3 is not what the name .* leads to"),
+    ],
+)
+def test_a_function_that_no_worker_can_find_is_refused(function, message):
+    with pytest.raises(ValueError, match=message):
+        RewardGuard(function)
+
+
+def test_a_static_method_is_fine():
+    assert run(graders.Grader.static, [""]).reward.tolist() == [2.0]
+
+
+def test_a_function_typed_in_at_a_prompt_is_refused(monkeypatch):
+    prompt = types.ModuleType("__main__")
+    exec("def typed(completion, example): return 1.0", prompt.__dict__)
+    monkeypatch.setitem(sys.modules, "__main__", prompt)
+    with pytest.raises(ValueError, match=r"the reward typed was typed into an interactive session; .* and import it"):
+        RewardGuard(prompt.typed)
+
+
+def test_a_worker_starts_no_workers(monkeypatch):
+    monkeypatch.setenv(process.INSIDE, "1")
+    with pytest.raises(RuntimeError, match="a reward worker must not start workers of its own"):
+        RewardGuard(graders.length)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"time_limit": 0}, "time_limit is 0; it must be positive and finite"),
+        ({"time_limit": float("nan")}, "time_limit is nan; it must be positive"),
+        ({"workers": 0}, "workers is 0; it must be positive"),
+        ({"memory_limit_gib": -1}, "memory_limit_gib is -1; it must be positive"),
+        ({"start_limit": -1.0}, r"start_limit is -1\.0; it must be positive"),
+    ],
+)
+def test_limits_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        RewardGuard(graders.length, **options)
+
+
+@pytest.mark.parametrize(
+    ("completion", "example", "message"),
+    [
+        (
+            "a",
+            {"answer": np.arange(2)},
+            r"example 1, field 'answer': Object of type ndarray is not JSON serializable; ",
+        ),
+        ("a", {"answer": {1}}, r"example 1, field 'answer': Object of type set is not JSON serializable; "),
+        (
+            "a",
+            {3: "x"},
+            r"example 1, field 3: its name is not a text; a reward's example must be a mapping of JSON values",
+        ),
+        ("a", ["x"], r"example 1 is a list; a reward's example must be a mapping of JSON values"),
+        ("a", None, r"example 1 is a NoneType; "),
+        (3.5, {}, r"completion 1 is 3\.5, neither a text nor token ids"),
+        ([1.5], {}, r"completion 1 is \[1\.5\], neither a text nor token ids"),
+    ],
+)
+def test_an_item_that_cannot_be_sent_is_refused_by_name(one_guard, completion, example, message):
+    with pytest.raises(ValueError, match=message):
+        one_guard(["value = 1", completion], [{}, example])
+    with pytest.raises(ValueError, match="1 completions but 2 examples; give one for each"):
+        one_guard(["a"], [{}, {}])
+
+
+# score
+
+
+def rollouts(tokens, mask, prompt):
+    tokens, mask = np.array(tokens, np.int32), np.array(mask, bool)
+    zeros = np.zeros(tokens.shape, np.float32)
+    return Rollouts(tokens, mask, zeros, zeros, np.zeros(len(tokens), np.int32), np.array(prompt, np.int32))
+
+
+SAMPLES = rollouts([[7, 8, 9], [7, 8, 2], [5, 0, 0]], [[1, 1, 0], [1, 0, 1], [0, 0, 0]], [1, 0, 1])
+IDS = [[7, 8], [7, 2], []]
+
+
+def test_score_gives_every_sample_the_example_of_its_prompt():
+    prompts = [Prompt(id=9 - n, tokens=np.array([1]), example={"value": 1.0 + n}) for n in range(2)]
+    with RewardGuard(graders.echo, workers=1) as guard:
+        assert score(guard, prompts, SAMPLES).reward.tolist() == [2.0, 1.0, 2.0]
+
+
+def test_score_hands_ids_or_decoded_texts():
+    prompts = [np.array([1, 2]), [3]]
+    with RewardGuard(graders.length, workers=1) as guard:
+        assert score(guard, prompts, SAMPLES).reward.tolist() == [2.0, 2.0, 0.0]
+        longer = score(guard, prompts, SAMPLES, decode=lambda ids: "x" * sum(ids))
+        assert longer.reward.tolist() == [15.0, 9.0, 0.0]
+    with RewardGuard(graders.length, workers=1, decode=lambda ids: "x" * 5) as guard:
+        assert score(guard, prompts, SAMPLES).reward.tolist() == [5.0, 5.0, 5.0]
+        assert score(guard, prompts, SAMPLES, decode=lambda ids: "").reward.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_score_takes_a_plain_function():
+    rewards = score(graders.length, [[1], [2]], SAMPLES, decode=json.dumps, workers=1, time_limit=1.0)
+    assert rewards.reward.tolist() == [len(json.dumps(ids)) for ids in IDS]
+
+
+def test_a_decoder_that_raises_costs_its_item():
+    def decode(ids):
+        return {(7, 8): "a", (): ""}[tuple(ids)]
+
+    rewards = score(graders.length, [[1], [2]], SAMPLES, decode=decode, workers=1)
+    assert rewards.valid.tolist() == [True, False, True]
+    assert rewards.reason[1].startswith("decode raised KeyError: (7, 2) (test_guard.py:")
+
+
+def test_score_refuses_a_sample_of_no_prompt():
+    with (
+        RewardGuard(graders.length, workers=1) as guard,
+        pytest.raises(ValueError, match="has 1, but there are 1 prompts"),
+    ):
+        score(guard, [[1]], SAMPLES)
