@@ -1,0 +1,327 @@
+"""Checkpoints that are complete or absent: one small module around Orbax.
+
+    folder/
+      120/state/...       the TrainState, written by Orbax (StandardSave): every array, sharded or not
+      120/meta/...        a JSON item: configuration, fingerprints, loop step, best metric
+      120/files.json      every file of the step and its size, written last
+      best.json           the step that retention must never delete
+
+A step is written in a staging folder and appears under its number by one rename, so a kill at any moment leaves either
+the whole step or nothing under that number. What is later truncated or lost is found by comparing with `files.json`
+before anything is read. The folder has to be on a file system with atomic renames, shared by all processes.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from rlalign.io.files import sync_folder, write_atomic
+from rlalign.types import TrainState
+
+MANIFEST = "files.json"
+BEST = "best.json"
+_SAVING, _DELETING = "saving-", "deleting-"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged, or does not fit the run."""
+
+
+class ConfigMismatch(ValueError):
+    """A run is resumed with another configuration than the one it was started with."""
+
+
+class DamagedCheckpoint(UserWarning):
+    """A checkpoint could not be used and an earlier one is used instead."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest `keep` and the best one.
+
+    Every process of a multi-process run makes the same calls; process 0 alone renames and deletes.
+
+    Args:
+      folder: created at the first save.
+      keep: how many of the newest intact steps stay, besides the best one; at least 1.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 3):
+        if keep < 1:
+            raise ValueError(f"keep={keep}: at least one checkpoint has to stay")
+        self.folder = Path(folder).absolute()
+        self.keep = keep
+        self._attempts = 0
+        items = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**items))
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees Orbax's threads. Nothing is pending: saves are synchronous."""
+        self._orbax.close()
+
+    def steps(self) -> list[int]:
+        """The steps that were saved completely, ascending; whether they are still intact is checked by `restore`."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal() and p.is_dir())
+
+    def latest(self) -> int | None:
+        """The newest saved step, None if there is none."""
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, state: TrainState, meta: Mapping[str, Any]) -> None:
+        """Saves one step; on return it is on disk, on an error nothing of it is listed and earlier steps are untouched.
+
+        Args:
+          step: the loop step the run would continue at; later than every intact step in the folder.
+          state: arrays only, on any sharding, none of size zero (Orbax refuses those).
+          meta: JSON values.
+
+        Raises:
+          CheckpointError: an intact checkpoint of this or a later step exists.
+          TypeError: `meta` is not JSON.
+          OSError, ValueError: the write failed, as Orbax reports it (a full disk, a read-only folder).
+        """
+        newer = [s for s in self.steps() if s >= step and self.problem(s) is None]
+        if newer:
+            raise CheckpointError(
+                f"{self.folder} already has a checkpoint of step {newer[-1]}, and step {step} is not after it: "
+                "use a new folder, or remove the later checkpoints"
+            )
+        record = {"meta": json.loads(json.dumps(dict(meta))), "step": step, "leaves": _leaves(state)}
+        # A failed save may leave Orbax's threads writing for a moment: no two attempts share a folder.
+        self._attempts += 1
+        staging = self.folder / f"{_SAVING}{step}-{self._attempts}"
+        self._alone(self._clean, "clean")
+        try:
+            with _quiet():
+                items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
+                self._orbax.save(staging, args=items)
+            self._alone(lambda: self._commit(staging, step), "commit")
+        finally:
+            if jax.process_index() == 0:
+                self._clean()
+        self._alone(self._retain, "retain")
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What `save` was given as `meta`. Raises CheckpointError where the step is damaged or absent."""
+        if problem := self.problem(step):
+            raise CheckpointError(f"{self.folder / str(step)}: {problem}")
+        return self._record(step)["meta"]
+
+    def restore(
+        self, step: int | None, like: TrainState, *, check: Callable[[dict[str, Any]], object] | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Reads a step, or, where it is damaged, the newest intact one before it, with a warning that names the damage.
+
+        Args:
+          step: None means the newest. The step really read is the second value's "step".
+          like: gives the tree, shapes, dtypes and shardings, as arrays or ShapeDtypeStructs; the shardings need not be
+            those saved.
+          check: called with the saved meta before any array is read, e.g. to call `check_same`.
+
+        Returns:
+          (state, meta): arrays bitwise those saved, the tree's types those of `like`; meta has "step" added.
+
+        Raises:
+          CheckpointError: no intact step, or one whose arrays differ from `like` in name, shape or dtype.
+        """
+        step = self._intact(step)
+        record = self._record(step)
+        if check is not None:
+            check(record["meta"])
+        _check_leaves(record["leaves"], _leaves(like), self.folder / str(step))
+        with _quiet():
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
+            state = self._orbax.restore(self.folder / str(step), args=args).state
+        return state, {**record["meta"], "step": record["step"]}
+
+    def mark_best(self, step: int, value: float | None = None) -> None:
+        """Keeps `step` from now on whatever retention does; the step marked before loses that. It must be saved."""
+        if step not in self.steps():
+            raise CheckpointError(f"step {step} cannot be the best: {self.folder} has {self.steps()}")
+        self._alone(lambda: write_atomic(self.folder / BEST, json.dumps({"step": step, "value": value})), "best")
+
+    def best(self) -> int | None:
+        """The step marked best, None if none was marked or it is gone."""
+        path = self.folder / BEST
+        if not path.exists():
+            return None
+        try:
+            step = json.loads(path.read_bytes())["step"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}): mark the best step again") from error
+        return step if step in self.steps() else None
+
+    def problem(self, step: int) -> str | None:
+        """What is wrong with a saved step: files missing, truncated or grown since it was saved; None if intact."""
+        root = self.folder / str(step)
+        try:
+            sizes = json.loads((root / MANIFEST).read_bytes())
+        except FileNotFoundError:
+            return f"{MANIFEST} is missing" if root.is_dir() else "there is no such checkpoint"
+        except ValueError:
+            return f"{MANIFEST} is truncated"
+        found = _sizes(root)
+        for name, size in sizes.items():
+            if name not in found:
+                return f"{name} is missing"
+            if found[name] != size:
+                return f"{name} has {found[name]} bytes instead of {size}"
+        return None
+
+    def _intact(self, step: int | None) -> int:
+        """The newest intact step up to `step`; warns of the damaged ones that it passes over."""
+        if step is None:
+            step = self.latest()
+        damage = []
+        for candidate in [s for s in reversed(self.steps()) if step is not None and s <= step]:
+            problem = self.problem(candidate)
+            if problem is None:
+                for text in damage:
+                    warnings.warn(f"{text}; using step {candidate} instead", DamagedCheckpoint, stacklevel=3)
+                return candidate
+            damage.append(f"damaged checkpoint {self.folder / str(candidate)}: {problem}")
+        raise CheckpointError("\n".join([f"{self.folder} has no checkpoint that can be read", *damage]))
+
+    def _record(self, step: int) -> dict[str, Any]:
+        with _quiet():
+            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            return self._orbax.restore(self.folder / str(step), args=args).meta
+
+    def _commit(self, staging: Path, step: int) -> None:
+        write_atomic(staging / MANIFEST, json.dumps(_sizes(staging), indent=0))
+        target = self.folder / str(step)
+        if target.exists():  # a damaged one: an intact one was refused by save
+            self._delete(step)
+        staging.rename(target)
+        sync_folder(self.folder)
+
+    def _retain(self) -> None:
+        steps = self.steps()
+        stay = {*[s for s in steps if self.problem(s) is None][-self.keep :], self.best()}
+        for step in steps:
+            if step not in stay:
+                self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        # Renamed first: a kill while files are unlinked must not leave half a step under its number.
+        doomed = self.folder / f"{_DELETING}{step}"
+        (self.folder / str(step)).rename(doomed)
+        shutil.rmtree(doomed)
+
+    def _clean(self) -> None:
+        """Removes what kills and failed saves left behind; what resists costs space only."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.iterdir():
+            if path.name.startswith((_SAVING, _DELETING)):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _alone(self, action: Callable[[], None], name: str) -> None:
+        """Process 0 acts, the others wait for it."""
+        if jax.process_index() == 0:
+            action()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"rlalign.checkpoint.{name}")
+
+
+def check_same(saved: Mapping[str, Any], config: Mapping[str, Any], *, allow: Sequence[str] = ()) -> list[str]:
+    """Refuses to resume a run with another configuration.
+
+    Args:
+      saved: the configuration saved with the checkpoint.
+      config: the configuration of this process; compared as JSON, so tuples equal lists.
+      allow: dotted names that may differ; a name covers the fields below it.
+
+    Returns:
+      The dotted names that differ and are allowed to.
+
+    Raises:
+      ConfigMismatch: lists every other difference, with both values and the remedy.
+
+    >>> check_same({"lr": 0.1, "sampling": {"k": 4}}, {"lr": 0.1, "sampling": {"k": 8}}, allow=["sampling"])
+    ['sampling.k']
+    """
+    before, now = dict(_flatten(json.loads(json.dumps(saved)))), dict(_flatten(json.loads(json.dumps(config))))
+    # Compared as text: NaN equals itself there, and 1 differs from 1.0 and True.
+    changed = [name for name in {**before, **now} if before.get(name, "absent") != now.get(name, "absent")]
+    refused = [name for name in changed if not any(name == a or name.startswith(f"{a}.") for a in allow)]
+    if refused:
+        lines = [f"  {name}: saved {before.get(name, 'absent')}, now {now.get(name, 'absent')}" for name in refused]
+        remedy = " ".join(f"--allow-change {name}" for name in refused)
+        raise ConfigMismatch(
+            "the run was started with another configuration:\n"
+            + "\n".join(lines)
+            + f"\nUse the saved values, a new run folder, or accept the change with {remedy}"
+        )
+    return changed
+
+
+def _sizes(root: Path) -> dict[str, int]:
+    return {
+        path.relative_to(root).as_posix(): path.stat().st_size
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, JSON text) of every leaf; an empty dict is a leaf."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{name}.{key}" if name else key)
+    else:
+        yield name, json.dumps(value, sort_keys=True)
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Where and how to restore one array; without a sharding of its own it goes to the first device."""
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    """Dotted name of every array -> "dtype[shape]"."""
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(f"{name} is a {type(leaf).__name__}: a state holds arrays only, scalars too")
+        named[name] = f"{leaf.dtype}{list(leaf.shape)}"
+    return named
+
+
+def _check_leaves(saved: dict[str, str], wanted: dict[str, str], where: Path, *, show: int = 8) -> None:
+    """Orbax would cast, or fail with a page of tree: names, shapes and dtypes are compared first."""
+    names = [name for name in {**saved, **wanted} if saved.get(name) != wanted.get(name)]
+    if names:
+        lines = [f"  {n}: saved {saved.get(n, 'absent')}, this run {wanted.get(n, 'absent')}" for n in names[:show]]
+        more = [f"  and {len(names) - show} more"] if len(names) > show else []
+        raise CheckpointError("\n".join([f"{where} holds another model or optimizer:", *lines, *more]))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax tells its life through absl's logger; what matters to a user is raised or warned of here."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

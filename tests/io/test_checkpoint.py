@@ -1,0 +1,352 @@
+import logging
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlalign.io.checkpoint import CheckpointError, Checkpoints, ConfigMismatch, DamagedCheckpoint, check_same
+from rlalign.types import TrainState
+
+
+def make_state(seed=0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    params = {
+        "embed": jax.random.normal(keys[0], (64, 32)),
+        "layers": {"kernel": jax.random.normal(keys[1], (2, 32, 8), jnp.bfloat16)},
+        "scale": jnp.float32(math.pi),
+    }
+    schedule = optax.linear_schedule(1e-3, 0.0, 10)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
+    gradient = jax.tree.map(jnp.ones_like, params)
+    _, opt_state = optimizer.update(gradient, optimizer.init(params), params)
+    return TrainState(params, opt_state, jnp.int32(7), jnp.int32(1))
+
+
+STATE = make_state()
+
+
+def assert_bitwise(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype, path
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), path
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as opened:
+        yield opened
+
+
+def files_of(checkpoints, step):
+    root = checkpoints.folder / str(step)
+    return [path for path in sorted(root.rglob("*")) if path.is_file()]
+
+
+def test_restore_is_bitwise_and_gives_the_same_tree_types(checkpoints, capfd):
+    meta = {"config": {"lr": 0.1, "eos": [1, 2]}, "fingerprint": "a1", "best": None}
+    checkpoints.save(20, STATE, meta)
+    state, read = checkpoints.restore(20, make_state(1))
+    assert_bitwise(state, STATE)
+    assert isinstance(state, TrainState)
+    assert type(state.opt_state[1][0]) is optax.ScaleByAdamState
+    assert read == {**meta, "step": 20}
+    assert checkpoints.meta(20) == meta
+    assert capfd.readouterr() == ("", "")
+
+
+def test_abstract_and_host_states_serve_as_like(checkpoints):
+    host = jax.tree.map(np.asarray, STATE)
+    checkpoints.save(1, host, {})
+    for like in (host, jax.eval_shape(lambda: STATE)):
+        state, _ = checkpoints.restore(None, like)
+        assert_bitwise(state, STATE)
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+
+
+def test_a_state_with_a_python_number_is_refused_by_name(checkpoints):
+    with pytest.raises(TypeError, match="step is a int: a state holds arrays only"):
+        checkpoints.save(1, STATE._replace(step=7), {})
+    assert checkpoints.latest() is None
+
+
+def test_meta_that_is_not_json_is_refused_before_anything_is_written(checkpoints):
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        checkpoints.save(1, STATE, {"config": object()})
+    assert not checkpoints.folder.exists()
+
+
+def test_nothing_saved_yet_and_nothing_to_keep(checkpoints):
+    with pytest.raises(ValueError, match="keep=0: at least one checkpoint has to stay"):
+        Checkpoints(checkpoints.folder, keep=0)
+    assert checkpoints.latest() is None
+    assert checkpoints.best() is None
+    with pytest.raises(CheckpointError, match="has no checkpoint that can be read"):
+        checkpoints.restore(None, STATE)
+
+
+def test_retention_keeps_the_newest_and_the_best(checkpoints):
+    for step in (10, 20, 30, 40, 50):
+        checkpoints.save(step, STATE, {})
+        if step == 20:
+            checkpoints.mark_best(20, 0.5)
+    assert checkpoints.steps() == [20, 40, 50]
+    checkpoints.mark_best(40)
+    assert checkpoints.best() == 40
+    checkpoints.save(60, STATE, {})
+    assert checkpoints.steps() == [40, 50, 60]
+    with pytest.raises(CheckpointError, match=r"step 10 cannot be the best: .* has \[40, 50, 60\]"):
+        checkpoints.mark_best(10)
+
+
+def test_retention_counts_intact_steps_only(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(10, STATE, {})
+        checkpoints.keep = 2
+        checkpoints.save(20, STATE, {})
+        damage(checkpoints, 20)
+        checkpoints.save(30, STATE, {})
+        assert checkpoints.steps() == [10, 30]
+
+
+def damage(checkpoints, step, name="state/manifest.ocdbt"):
+    path = checkpoints.folder / str(step) / name
+    path.write_bytes(path.read_bytes()[:-1])
+    return path
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "half", "one byte short", "one byte more"])
+def test_a_damaged_file_of_any_kind_falls_back_to_the_previous_step(checkpoints, how):
+    checkpoints.save(10, STATE, {"at": 10})
+    checkpoints.save(20, make_state(1), {"at": 20})
+    fired = 0
+    for path in files_of(checkpoints, 20):
+        content = path.read_bytes()
+        if how == "one byte more" and path.name == "files.json":
+            continue  # white space after JSON is no damage
+        new = {"missing": None, "empty": b"", "half": content[: len(content) // 2]}
+        new |= {"one byte short": content[:-1], "one byte more": content + b" "}
+        path.unlink()
+        if new[how] is not None:
+            path.write_bytes(new[how])
+        with pytest.warns(DamagedCheckpoint, match=rf"checkpoints/20: {path.relative_to(checkpoints.folder / '20')} "):
+            state, meta = checkpoints.restore(None, STATE)
+        assert meta == {"at": 10, "step": 10}
+        assert_bitwise(state, STATE)
+        path.write_bytes(content)
+        fired += 1
+    assert fired >= 10
+    assert checkpoints.restore(None, STATE)[1]["step"] == 20
+
+
+def test_when_no_step_can_be_read_every_damage_is_named(checkpoints):
+    checkpoints.save(10, STATE, {})
+    checkpoints.save(20, STATE, {})
+    damage(checkpoints, 10)
+    (checkpoints.folder / "20/files.json").unlink()
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.restore(None, STATE)
+    assert "checkpoints/20: files.json is missing" in str(error.value)
+    assert "checkpoints/10: state/manifest.ocdbt has" in str(error.value)
+    assert checkpoints.latest() == 20  # never None, which would start at step 0
+    with pytest.raises(CheckpointError, match=r"checkpoints/10: state/manifest\.ocdbt has"):
+        checkpoints.meta(10)
+
+
+def test_a_fallback_goes_on_to_save_over_the_damaged_step(checkpoints):
+    for step in (10, 20, 30):
+        checkpoints.save(step, STATE, {})
+    damage(checkpoints, 30)
+    with pytest.warns(DamagedCheckpoint, match="using step 20 instead"):
+        checkpoints.restore(30, STATE)
+    checkpoints.save(30, make_state(1), {})
+    assert checkpoints.steps() == [20, 30]
+    assert_bitwise(checkpoints.restore(None, STATE)[0], make_state(1))
+
+
+def test_an_intact_step_is_never_written_over(checkpoints):
+    checkpoints.save(10, STATE, {})
+    checkpoints.save(20, STATE, {})
+    for step in (15, 20):
+        with pytest.raises(
+            CheckpointError, match=f"already has a checkpoint of step 20, and step {step} is not after it"
+        ):
+            checkpoints.save(step, STATE, {})
+    assert checkpoints.steps() == [10, 20]
+
+
+def test_leftovers_of_a_kill_are_ignored_and_removed_by_the_next_save(checkpoints):
+    checkpoints.save(10, STATE, {})
+    folder = checkpoints.folder
+    for name in ("saving-20", "deleting-5", "saving-20.orbax-checkpoint-tmp"):
+        shutil.copytree(folder / "10", folder / name)
+    assert checkpoints.latest() == 10
+    assert checkpoints.restore(None, STATE)[1]["step"] == 10
+    checkpoints.save(20, STATE, {})
+    assert sorted(path.name for path in folder.iterdir()) == ["10", "20"]
+
+
+@pytest.mark.parametrize("place", ["rename", "manifest", "orbax"])
+def test_a_save_that_dies_leaves_nothing_under_its_number(checkpoints, monkeypatch, place):
+    checkpoints.save(10, STATE, {})
+    fired = []
+
+    def die(*_, **__):
+        fired.append(place)
+        raise KeyboardInterrupt
+
+    def die_halfway(_, path, **__):
+        (path.parent / f"{path.name}.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+        die()
+
+    with monkeypatch.context() as patch:
+        if place == "rename":
+            patch.setattr(Path, "rename", die)
+        elif place == "manifest":
+            patch.setattr("rlalign.io.checkpoint.write_atomic", die)
+        else:
+            patch.setattr("orbax.checkpoint.Checkpointer.save", die_halfway)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(20, STATE, {})
+    assert fired == [place]
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["10"]
+    checkpoints.save(20, STATE, {})
+    assert checkpoints.steps() == [10, 20]
+
+
+# In a process of its own: Orbax's threads outlive a failed write for a moment, and complain.
+FULL_DISK = """
+import resource, sys
+import jax, jax.numpy as jnp
+from rlalign.io.checkpoint import Checkpoints
+from rlalign.types import TrainState
+
+state = TrainState({"noise": jax.random.normal(jax.random.key(0), (1000, 300))}, (), jnp.int32(3), jnp.int32(0))
+with Checkpoints(sys.argv[1]) as checkpoints:
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))  # the state needs four times that
+    try:
+        checkpoints.save(20, state, {})
+    except (OSError, ValueError) as error:
+        print("failed")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert checkpoints.steps() == [10], checkpoints.steps()
+    checkpoints.save(20, state, {})
+    assert (checkpoints.restore(20, state)[0].params["noise"] == state.params["noise"]).all()
+"""
+
+
+def run_python(code, *args):
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-W", "error", "-c", code, *map(str, args)]
+    root = Path(__file__).parents[2]
+    return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_full_disk_raises_and_leaves_earlier_steps_intact(checkpoints):
+    checkpoints.save(10, STATE, {})
+    done = run_python(FULL_DISK, checkpoints.folder)
+    assert (done.returncode, done.stdout) == (0, "failed\n"), done.stderr
+    assert checkpoints.steps() == [10, 20]
+    assert_bitwise(checkpoints.restore(10, STATE)[0], STATE)
+
+
+def test_another_model_is_refused_by_name_and_shape(checkpoints):
+    checkpoints.save(10, STATE, {})
+    params = {**STATE.params, "embed": jnp.zeros((64, 16)), "new": jnp.zeros(3)}
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.restore(10, STATE._replace(params=params))
+    assert "params.embed: saved float32[64, 32], this run float32[64, 16]" in str(error.value)
+    assert "params.new: saved absent, this run float32[3]" in str(error.value)
+    cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), STATE.params)
+    with pytest.raises(CheckpointError, match=r"params\.scale: saved float32\[\], this run bfloat16\[\]"):
+        checkpoints.restore(10, STATE._replace(params=cast))
+
+
+def test_check_sees_the_meta_before_the_state_is_read(checkpoints):
+    checkpoints.save(10, STATE, {"config": {"width": 32}})
+    other = STATE._replace(params={})  # would fail later, with less to say
+    with pytest.raises(ConfigMismatch, match="width: saved 32, now 64"):
+        checkpoints.restore(10, other, check=lambda meta: check_same(meta["config"], {"width": 64}))
+
+
+def test_a_damaged_best_file_is_an_error_not_a_guess(checkpoints):
+    checkpoints.folder.mkdir()
+    (checkpoints.folder / "best.json").write_text('{"step":')
+    with pytest.raises(CheckpointError, match=r"best\.json is damaged .*: mark the best step again"):
+        checkpoints.best()
+
+
+def test_orbax_is_silenced_only_while_it_works(checkpoints, caplog):
+    caplog.set_level(17, "absl")
+    checkpoints.save(10, STATE, {})
+    assert logging.getLogger("absl").level == 17
+
+
+RESHARD = """
+import sys
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from rlalign.io.checkpoint import Checkpoints
+from rlalign.types import TrainState
+
+mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(AxisType.Auto,))
+spread, whole = NamedSharding(mesh, P("fsdp")), NamedSharding(mesh, P())
+abstract = lambda shape, dtype, sharding: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+scalar = abstract((), jnp.int32, whole)
+with Checkpoints(sys.argv[1]) as checkpoints:
+    like = TrainState({"w": abstract((8, 2), jnp.float32, spread)}, (), scalar, scalar)
+    state, meta = checkpoints.restore(None, like)
+    assert state.params["w"].sharding == spread and len(state.params["w"].addressable_shards) == 4
+    assert (state.params["w"] == jnp.arange(16.0).reshape(8, 2)).all() and int(state.step) == 3 and meta["step"] == 10
+    checkpoints.save(20, state._replace(step=state.step + 1), {})
+"""
+
+
+def test_restoring_into_another_sharding_and_back(checkpoints):
+    state = TrainState({"w": jnp.arange(16.0).reshape(8, 2)}, (), jnp.int32(3), jnp.int32(0))
+    checkpoints.save(10, state, {})
+    done = run_python(RESHARD, checkpoints.folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    back, _ = checkpoints.restore(None, state)
+    assert_bitwise(back, state._replace(step=jnp.int32(4)))
+    assert len(back.params["w"].addressable_shards) == 1
+
+
+def test_configurations_are_compared_as_json():
+    assert check_same({"eos": [1, 2], "lr": math.nan}, {"eos": (1, 2), "lr": math.nan}) == []
+    with pytest.raises(ConfigMismatch, match="x: saved 1, now true"):
+        check_same({"x": 1}, {"x": True})
+
+
+def test_differences_are_listed_with_both_values_and_the_remedy():
+    saved = {"seed": 0, "sampling": {"k": 4, "temperature": 1.0}, "gone": None}
+    now = {"seed": 0, "sampling": {"k": 8, "temperature": 1.0}, "model": {"width": 64}}
+    with pytest.raises(ConfigMismatch) as error:
+        check_same(saved, now)
+    assert str(error.value) == (
+        "the run was started with another configuration:\n"
+        "  sampling.k: saved 4, now 8\n"
+        "  gone: saved null, now absent\n"
+        "  model.width: saved absent, now 64\n"
+        "Use the saved values, a new run folder, or accept the change with "
+        "--allow-change sampling.k --allow-change gone --allow-change model.width"
+    )
+
+
+def test_allowed_changes_are_returned_and_cover_no_more_than_they_name():
+    saved, now = {"a": {"b": 1, "c": 2}, "ab": 3}, {"a": {"b": 9, "c": 9}, "ab": 9}
+    assert check_same(saved, now, allow=["a", "ab"]) == ["a.b", "a.c", "ab"]
+    with pytest.raises(ConfigMismatch) as error:
+        check_same(saved, now, allow=["a.b"])
+    assert "a.c: saved 2, now 9" in str(error.value)
+    assert "a.b" not in str(error.value)
+    with pytest.raises(ConfigMismatch, match="ab: saved 3, now 9"):
+        check_same(saved, now, allow=["a"])
