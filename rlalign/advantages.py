@@ -24,8 +24,9 @@ def _check(reward: Array, group: Array, num_groups: int, valid: Array | None) ->
         raise ValueError(f"num_groups must be at least 1, got {num_groups}")
     if valid is None:
         valid = jnp.ones(reward.shape, bool)
+    reward = jnp.where(valid, reward, 0)
     wide = jnp.promote_types(reward.dtype, jnp.float32)
-    return jnp.where(valid, reward, 0).astype(wide), jnp.asarray(group), jnp.asarray(valid)
+    return reward.astype(wide), jnp.asarray(group), jnp.asarray(valid)
 
 
 def segment_sum(x: Array, group: Array, num_groups: int) -> jax.Array:
@@ -86,7 +87,8 @@ def group_relative(
     if scale == "none":
         return jnp.where(signal, away, 0)
     square = segment_sum(jnp.where(valid, away * away, 0), group, num_groups)
-    std = jnp.sqrt(square / jnp.maximum(count - ddof, 1))
+    flat = square <= 0  # the root has no slope there
+    std = jnp.where(flat, 0, jnp.sqrt(jnp.where(flat, 1, square) / jnp.maximum(count - ddof, 1)))
     return jnp.where(signal, away / (std[group] + eps), 0)
 
 
@@ -104,8 +106,8 @@ def leave_one_out(reward: Array, group: Array, *, num_groups: int, valid: Array 
     Returns:
       f[N], in float32 or wider.
 
-    >>> leave_one_out(jnp.array([1., 0., 0.]), jnp.zeros(3, int), num_groups=1).tolist()
-    [1.0, -0.5, -0.5]
+    >>> leave_one_out(jnp.array([3., 0., 0.]), jnp.zeros(3, int), num_groups=1).tolist()
+    [3.0, -1.5, -1.5]
     """
     reward, group, valid = _check(reward, group, num_groups, valid)
     away, count, signal = _deviation(reward, group, num_groups, valid)
@@ -144,10 +146,11 @@ def group_preference(
         credit = jnp.sum(wins, axis=1, dtype=reward.dtype)
     else:
         expect(reward=(reward, "f[N]"), weight=(weight, "f[N]"))
-        credit = jnp.sum(jnp.where(wins, weight.astype(reward.dtype)[None, :], 0), axis=1)
-    count = segment_sum(valid.astype(reward.dtype), group, num_groups)
-    share = jnp.where(valid, credit / jnp.maximum(count, 1)[group], 0)
-    away, _, _ = _deviation(share, group, num_groups, valid)
+        credit = jnp.sum(jnp.where(wins, jnp.asarray(weight, reward.dtype)[None, :], 0), axis=1)
+    # K B_j and its sum are whole numbers for eq. 7: one rounding an advantage, and a group sums to 0.
+    credit = jnp.where(valid, credit, 0)
+    count = segment_sum(valid.astype(reward.dtype), group, num_groups)[group]
+    away = (count * credit - segment_sum(credit, group, num_groups)[group]) / jnp.square(jnp.maximum(count, 1))
     signal = valid & ~_all_equal(reward, group, num_groups, valid)[group]
     # Comparisons with NaN are false and would hide it.
     bad = segment_sum((valid & jnp.isnan(reward)).astype(reward.dtype), group, num_groups)[group] > 0

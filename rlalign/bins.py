@@ -5,14 +5,14 @@ what each later one adds. Runs are cut only where they must be, at the shallowes
 tokens again.
 """
 
+import itertools
+
 import numpy as np
 
 
 def _cost(length: np.ndarray, shared: np.ndarray, run: np.ndarray) -> int:
     """Tokens that a run (ascending indices into the sorted samples) takes in a row."""
-    return int(
-        length[run[0]] + sum(length[b] - shared[a + 1 : b + 1].min() for a, b in zip(run, run[1:], strict=False))
-    )
+    return int(length[run[0]] + sum(length[b] - shared[a + 1 : b + 1].min() for a, b in itertools.pairwise(run)))
 
 
 def _work(length: np.ndarray, shared: np.ndarray, run: np.ndarray) -> float:

@@ -26,6 +26,8 @@ def expect(*, bind: dict[str, int] | None = None, **arrays) -> dict[str, int]:
     for name, (x, spec) in arrays.items():
         if x is None:
             continue
+        if not hasattr(x, "dtype"):
+            raise ValueError(f"{name} is a {type(x).__name__}, expected an array {spec}")
         for form in spec.split("|"):
             found = _match(x, form, axes)
             if found is not None:

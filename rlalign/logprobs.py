@@ -8,7 +8,7 @@ peak is chunk x V. Sums are in float32, in float64 for float64 inputs.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,16 +51,16 @@ def _take(x: jax.Array, chunk: int, index: jax.Array) -> jax.Array:
 def _chunk_logits(options: _Options, hidden, head, table, slots: _Slots, index):
     """Scaled logits f32[chunk, V] of one chunk, the slope of the soft cap, the states and what of them is live."""
     parent = _take(slots.parent, options.chunk, index)
-    states = hidden[parent]
+    live = index * options.chunk + jnp.arange(options.chunk) < slots.live
+    states = jnp.where(live[:, None], hidden[parent], 0)  # dead slots read some state: NaN there must not spread
     raw = jnp.matmul(states, head, preferred_element_type=_wide(hidden.dtype))
     slope = None
     if options.softcap is not None:
         bent = jnp.tanh(raw / options.softcap)
         raw, slope = options.softcap * bent, 1 - bent * bent
     logits = raw / options.temperature
-    if table is not None:
+    if table is not None and slots.mask_row is not None:
         logits = jnp.where(table[_take(slots.mask_row, options.chunk, index)], logits, MASKED)
-    live = index * options.chunk + jnp.arange(options.chunk) < slots.live
     return logits, slope, states, live
 
 
@@ -77,7 +77,7 @@ def _one_hot(options: _Options, slots: _Slots, index, vocab: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _score(options: _Options, hidden, head, table, slots: _Slots):
+def _score(options: _Options, hidden, head, table, slots: _Slots) -> tuple[jax.Array, jax.Array]:
     """(logp, entropy) f[S] in slot order; 0 behind the live slots."""
     size = slots.parent.size
     wide = _wide(hidden.dtype)
@@ -161,13 +161,15 @@ def token_logprobs(
     Raises:
       ValueError: temperature not positive.
     """
-    expect(
+    sizes = expect(
         hidden=(hidden, "f[B, T, W]"),
         head=(head, "f[W, V]"),
         token=(forest.token, "i[B, T]"),
         parent=(forest.parent, "i[B, T]"),
         node=(node, "i[N, R]"),
     )
+    if allowed is not None:
+        expect(bind=sizes, **{"allowed[0]": (allowed[0], "b[S, V]"), "allowed[1]": (allowed[1], "i[N, R]")})
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     length, vocab = forest.token.shape[1], head.shape[1]
@@ -186,6 +188,9 @@ def token_logprobs(
     token = forest.token.reshape(-1)[at]
     slots = _Slots(whole_chunks(jnp.maximum(parent, 0)), whole_chunks(token), mask_row, jnp.sum(alive))
     options = _Options(chunk, float(temperature), softcap)
-    scored = _score(options, hidden.reshape(-1, hidden.shape[-1]), head, table, slots)
-    logp, entropy = (jnp.zeros(count, x.dtype).at[order].set(x[:count]).reshape(node.shape) for x in scored)
-    return logp, entropy
+    scored: Any = _score(options, hidden.reshape(-1, hidden.shape[-1]), head, table, slots)  # custom_vjp hides its type
+
+    def in_place(x: jax.Array) -> jax.Array:
+        return jnp.zeros(count, x.dtype).at[order].set(x[:count]).reshape(node.shape)
+
+    return in_place(scored[0]), in_place(scored[1])

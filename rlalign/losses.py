@@ -63,7 +63,7 @@ def aggregate_tokens(
     if aggregate == "token":
         return jnp.sum(x) / count
     total = jnp.sum(x, axis=1)
-    if aggregate == "constant":
+    if aggregate == "constant" and max_length is not None:
         return jnp.sum(total) / (count * max_length)
     return jnp.sum(total / jnp.maximum(jnp.sum(mask, axis=1), 1).astype(x.dtype)) / count
 
@@ -190,7 +190,7 @@ def _per_token(x: Array, mask: Array) -> jax.Array:
     return jnp.where(mask, jnp.broadcast_to(x, mask.shape), 0)
 
 
-def kl_estimate(logp: Array, ref_logp: Array, mask: Array, *, kind: Literal["k1", "k2", "k3"]) -> jax.Array:
+def kl_estimate(logp: Array, ref_logp: Array, mask: Array, *, kind: Literal["k1", "k2", "k3"] = "k1") -> jax.Array:
     """Per-token estimates of KL(pi || ref) from samples of pi, with d = ref_logp - logp.
 
         k1 = -d        k2 = d^2 / 2        k3 = exp(d) - d - 1                 Schulman 2020, "Approximating KL"

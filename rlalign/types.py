@@ -14,16 +14,11 @@ Every pytree here is immutable data without behaviour; arrays may be NumPy (host
 import dataclasses
 import enum
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import jax
-
-    Array = jax.Array | np.ndarray
-else:
-    Array = Any  # importing jax takes seconds, and reward workers need these types alone
+Array = Any  # a jax.Array or np.ndarray; importing jax takes seconds, and reward workers need only these types
 Params = Any  # a nested dict of arrays: what Decoder.init returns and Decoder.apply takes
 
 

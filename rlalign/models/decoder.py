@@ -43,7 +43,7 @@ class RMSNorm(nn.Module):
         return wide.astype(x.dtype) * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
-def _project(config: ModelConfig, name: str, features, *, bias: bool, axis=-1) -> nn.DenseGeneral:
+def _project(config: ModelConfig, name: str, features, *, bias: bool, axis: Any = -1) -> nn.DenseGeneral:
     dtype = jnp.dtype(config.dtype)
     return nn.DenseGeneral(
         features, axis=axis, use_bias=bias, dtype=dtype, param_dtype=dtype, kernel_init=INITIAL_KERNEL, name=name
@@ -51,7 +51,10 @@ def _project(config: ModelConfig, name: str, features, *, bias: bool, axis=-1) -
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions; `attend` does the part that looks at other tokens."""
+    """Grouped-query attention with rotary positions: x f[n, W] and position i32[...] of n tokens in all.
+
+    `attend`, the part that looks at other tokens, sees q, k and v as [*position.shape, heads, D].
+    """
 
     config: ModelConfig
     attend: Attend
@@ -66,8 +69,10 @@ class Attention(nn.Module):
             q = RMSNorm(c.norm_eps, dtype, name="query_norm")(q)
             k = RMSNorm(c.norm_eps, dtype, name="key_norm")(k)
         frequencies, scale = inverse_frequencies(c)
-        q, k = rotate(q, position, frequencies, scale), rotate(k, position, frequencies, scale)
+        q, k = (rotate(x, position.reshape(-1), frequencies, scale) for x in (q, k))
+        q, k, v = (x.reshape(*position.shape, *x.shape[1:]) for x in (q, k, v))
         out, cache = self.attend(layer, q, k, v, cache)
+        out = out.reshape(-1, c.heads, c.head_width)
         return _project(c, "output", c.width, bias=c.output_bias, axis=(-2, -1))(out), cache
 
 
@@ -102,7 +107,10 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """Embedding, layers, final norm: tokens i32[..., T] to hidden states f[..., T, W]."""
+    """Embedding, layers, final norm: tokens i32[...] to hidden states f[..., W].
+
+    Tokens lie on one axis everywhere but in `attend`: CPUs multiply two-dimensional arrays faster.
+    """
 
     config: ModelConfig
     attend: Attend
@@ -118,14 +126,15 @@ class Stack(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.layers,
         )
-        carry = (embedding[token], cache)
+        carry = (embedding[token.reshape(-1)], cache)
         (x, cache), _ = scanned(c, self.attend, name="layers")(carry, jnp.arange(c.layers), position)
         if not c.tied_head:
             self.param("head", lambda key: {"kernel": INITIAL_KERNEL(key, (c.width, c.vocab_size), dtype)})
-        return RMSNorm(c.norm_eps, dtype, name="final_norm")(x), cache
+        x = RMSNorm(c.norm_eps, dtype, name="final_norm")(x)
+        return x.reshape(*token.shape, c.width), cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,11 +175,15 @@ class Decoder:
         Returns:
           f[B, T, W] in the config's dtype.
         """
-        expect(**{name: (x, "i[B, T]") for name, x in forest._asdict().items()})
+        expect(
+            token=(forest.token, "i[B, T]"),
+            position=(forest.position, "i[B, T]"),
+            visible_until=(forest.visible_until, "i[B, T]"),
+        )
         return self.run(params, forest.token, forest.position, self.attend(forest), None)[0]
 
     def run(self, params: Params, token, position, attend: Attend, cache) -> tuple[jax.Array, Any]:
-        """The same forward with another way to attend, for caches: token and position i32[..., T]."""
+        """The same forward with another way to attend, for caches: token and position i32[...]."""
         return Stack(self.config, attend).apply({"params": params}, token, position, cache)
 
     def head(self, params: Params) -> jax.Array:

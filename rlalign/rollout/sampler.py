@@ -4,6 +4,7 @@ A sample depends on (seed, step, prompt id, sample) and nothing else: its key is
 whatever the order and size of the batch or the number of devices.
 """
 
+import collections
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -158,6 +159,17 @@ def _check_prompts(prompts: Sequence, vocab: int) -> list[np.ndarray]:
     return tokens
 
 
+def _own_ids(prompts: Sequence) -> list[int]:
+    """Prompt.id or the place in the list; a prompt that occurs again (a step over an epoch's end) gets another."""
+    seen: collections.Counter[int] = collections.Counter()
+    ids = []
+    for i, p in enumerate(prompts):
+        own = p.id if isinstance(p, Prompt) else i
+        ids.append(own + (seen[own] << 31))
+        seen[own] += 1
+    return ids
+
+
 def sample(
     decoder: Decoder,
     params: Params,
@@ -188,7 +200,7 @@ def sample(
     """
     tokens = _check_prompts(prompts, decoder.config.vocab_size)
     if prompt_ids is None:
-        prompt_ids = [p.id if isinstance(p, Prompt) else i for i, p in enumerate(prompts)]
+        prompt_ids = _own_ids(prompts)
     if len(prompt_ids) != len(prompts):
         raise ValueError(f"prompt_ids has {len(prompt_ids)} entries for {len(prompts)} prompts")
     shards = row_shards(mesh)
@@ -212,6 +224,3 @@ def _collect(done: _Progress, prompts: int, config: SampleConfig) -> Rollouts:
     stop = np.where(rows(done.alive), StopReason.MAX_TOKENS, StopReason.EOS).astype(np.int32)
     prompt = np.repeat(np.arange(prompts, dtype=np.int32), config.num_samples)
     return Rollouts(rows(done.token), rows(done.mask), rows(done.logp), rows(done.behaviour_logp), stop, prompt)
-
-
-sample.compiled = _generate._cache_size

@@ -119,7 +119,7 @@ def check_mesh(decoder: Decoder, mesh: Mesh) -> None:
     kv_heads, tensor = decoder.config.kv_heads, mesh.shape["tensor"]
     if kv_heads % tensor:
         raise ValueError(
-            f"tensor={tensor} does not divide the {kv_heads} key/value heads of the model: choose a divisor of {kv_heads}"
+            f"tensor={tensor} does not divide the model's {kv_heads} key/value heads: choose a divisor of {kv_heads}"
         )
 
 

@@ -42,8 +42,8 @@ class OptimizerConfig:
             raise ValueError(f"schedule must be 'constant', 'linear' or 'cosine', got {self.schedule!r}")
         if self.schedule != "constant" and (self.total_steps is None or self.total_steps <= self.warmup_steps):
             raise ValueError(
-                f"schedule={self.schedule!r} ends at total_steps, which must be above warmup_steps={self.warmup_steps}, "
-                f"got {self.total_steps}"
+                f"schedule={self.schedule!r} ends at total_steps={self.total_steps}, which must be above "
+                f"warmup_steps={self.warmup_steps}"
             )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be > 0 or None, got {self.max_grad_norm}")

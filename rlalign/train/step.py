@@ -92,7 +92,7 @@ def _loss(decoder: Decoder, algorithm: Algorithm, mesh, params, batch: Batch, de
         hidden, decoder.head(params), forest, batch.packed.node, mesh=mesh, temperature=algorithm.temperature
     )
 
-    def flat(x):
+    def flat(x: Any) -> Any:
         return None if x is None else x.reshape(-1, *x.shape[2:])
 
     mask = flat(batch.packed.mask)
@@ -184,7 +184,6 @@ def make_train_step(
       packed in microbatches * data * fsdp parts) and donates the state: do not use the old one again. A gradient that
       is not finite or exactly zero leaves parameters and optimizer state bitwise unchanged and counts in `skipped`.
       Metrics are device scalars: loss, grad_norm, entropy, tokens, skipped, kl if used, and those of the loss.
-      `step.compiled()` counts the shapes compiled.
 
     Raises:
       ValueError: options that do not go together; at the first batch: fields that the algorithm needs and are missing.
@@ -202,27 +201,17 @@ def make_train_step(
         state, metrics = _update(loss, optimizer, axis_name, algorithm.aggregate, state, batch)
         return keep_sharding(state, mesh), metrics
 
-    if axis_name is not None:
+    compiled = jax.jit(update, donate_argnums=0)
 
-        def step(state, batch):
-            _check_fields(algorithm, batch)
-            return update(state, jax.tree.map(lambda x: x[None], _as_one_shard(batch)))
-
-        return step
-
-    jitted = jax.jit(update, donate_argnums=0)
-
-    def step(state, batch):
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_fields(algorithm, batch)
-        return jitted(state, arrange(batch, microbatches, mesh))
+        return compiled(state, arrange(batch, microbatches, mesh))
 
-    step.compiled = jitted._cache_size
-    return step
+    def part_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        _check_fields(algorithm, batch)
+        return update(state, jax.tree.map(lambda x: x[None, None], batch))  # one microbatch of one shard
 
-
-def _as_one_shard(batch: Batch) -> Batch:
-    """Fields [M, ...] as [1, M, ...]; the forest keeps its rows."""
-    return jax.tree.map(lambda x: x[None], batch)
+    return step if axis_name is None else part_step
 
 
 def _check_fields(algorithm: Algorithm, batch: Batch) -> None:
@@ -281,5 +270,4 @@ def make_scorer(
         out[sample[sample >= 0]] = logp[sample >= 0]
         return out
 
-    score.compiled = run._cache_size
     return score

@@ -9,9 +9,10 @@ from rlalign_kernels.attention.plan import Plan, make_plan
 BACKENDS = ("xla",)
 
 
-def _blocks(tokens: int) -> tuple[int, int]:
-    """Query and key tile lengths. Small batches take smaller tiles: less of a tile is dead."""
-    block = 128 if tokens > 512 else 64 if tokens > 64 else 16
+def _blocks(length: int) -> tuple[int, int]:
+    """Query and key tile lengths for rows of `length` tokens: 64 keeps a tile of scores in a core's cache, and short
+    rows hold short trees, of which a smaller tile computes less that nobody sees."""
+    block = 64 if length >= 256 else 32 if length > 32 else 16
     return block, block
 
 
@@ -21,7 +22,7 @@ def attention_plan(visible_until: jax.Array) -> Plan:
     Args:
       visible_until: i[B, T].
     """
-    block_q, block_k = _blocks(visible_until.size)
+    block_q, block_k = _blocks(visible_until.shape[1])
     return make_plan(visible_until, block_q=block_q, block_k=block_k)
 
 
@@ -79,8 +80,9 @@ def forest_attention(
       plan: attention_plan(visible_until), to share it between layers.
 
     Returns:
-      f[B, T, H, D] in q's dtype; exactly 0, with zero gradient, for queries that see no key. Sums are in float32, in
-      float64 for float64 inputs. Deterministic: two runs agree bit for bit.
+      f[B, T, H, D] in q's dtype; exactly 0, with zero gradient, for queries that see no key. What padding holds, NaN
+      included, changes nothing. Sums are in float32, in float64 for float64 inputs. Deterministic: two runs agree bit
+      for bit.
 
     Raises:
       ValueError: shapes, dtypes or options that do not fit, with their values.
@@ -88,14 +90,19 @@ def forest_attention(
     _check(q, k, v, visible_until, backend, position, window)
     batch, length, heads, width = q.shape
     plan = attention_plan(visible_until) if plan is None else plan
-    block_q, block_k = _blocks(visible_until.size)
+    block_q, block_k = _blocks(length)
     if plan.count.size * block_q != plan.visible_until.size or plan.visible_until.size < batch * length:
         raise ValueError(f"the plan covers {plan.visible_until.size} tokens, the batch has {batch * length}")
     options = xla.Options(block_q, block_k, width**-0.5 if scale is None else float(scale), window, softcap)
 
+    live = (visible_until > 0)[:, :, None, None]
+
     def flat(x):
         return x.reshape(batch * length, *x.shape[2:])
 
+    def clean(x):  # a tile multiplies what it masks by 0, and 0 * NaN is NaN
+        return jnp.where(live, x, 0)
+
     at = None if window is None or position is None else flat(position)
-    out = xla.attention(flat(q), flat(k), flat(v), plan, at, options)
-    return out.reshape(batch, length, heads, width)
+    out = xla.attention(flat(clean(q)), flat(clean(k)), flat(clean(v)), plan, at, options)
+    return clean(out.reshape(batch, length, heads, width))

@@ -16,7 +16,7 @@ def reference_attention(q, k, v, visible_until, *, scale=None, position=None, wi
         score = softcap * jnp.tanh(score / softcap)
     i, j = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
     mask = (j <= i)[None] & (i[None] < visible_until[:, None, :])
-    if window is not None:
+    if window is not None and position is not None:
         mask &= position[:, :, None] - position[:, None, :] < window
     mask = mask[:, None]
     weight = jax.nn.softmax(jnp.where(mask, score, jnp.finfo(wide).min), axis=-1)

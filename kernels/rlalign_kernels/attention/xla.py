@@ -7,7 +7,7 @@ added to in list order, so two runs agree bit for bit.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from rlalign_kernels.attention.plan import Plan
 
+STREAMS = 4
 MASKED = -1e30  # large and finite: -inf minus -inf is NaN
 
 
@@ -43,7 +44,7 @@ def _mask(options: Options, plan: Plan, position: jax.Array | None, i: jax.Array
     key = j * block_k + jnp.arange(block_k, dtype=jnp.int32)[None, :]
     until = jax.lax.dynamic_slice_in_dim(plan.visible_until, j * block_k, block_k)[None, :]
     mask = (key <= query) & (query < until)
-    if options.window is not None:
+    if options.window is not None and position is not None:
         at_query = jax.lax.dynamic_slice_in_dim(position, i * block_q, block_q)[:, None]
         at_key = jax.lax.dynamic_slice_in_dim(position, j * block_k, block_k)[None, :]
         mask &= at_query - at_key < options.window
@@ -91,7 +92,31 @@ def _forward(options: Options, q, k, v, plan: Plan, position):
         total = jnp.where(seen, total, 1)
         return (out / total[..., None]).astype(q.dtype), jnp.where(seen, top + jnp.log(total), 0)
 
-    return jax.lax.map(query_tile, jnp.arange(q.shape[0], dtype=jnp.int32))
+    return _interleave([jax.lax.map(query_tile, tiles) for tiles in _streams(q.shape[0])])
+
+
+def _streams(count: int) -> list[jax.Array]:
+    """Tile indices dealt out to loops that do not depend on each other, so that the runtime may run them side by side.
+
+    A tile's matrix products are too small for XLA to cut over CPU threads. The number of streams is fixed: it decides
+    the order of the sums for dk and dv, and that must not depend on the machine.
+    """
+    streams = min(STREAMS, count)
+    return [jnp.arange(start, count, streams, dtype=jnp.int32) for start in range(streams)]
+
+
+def _interleave(parts):
+    """Undo the dealing: pytrees of [tiles of one stream, ...] -> pytree of [tiles, ...]."""
+    streams = len(parts)
+
+    def join(*xs):
+        joined = jnp.concatenate(xs)
+        start = [0]
+        for x in xs:
+            start.append(start[-1] + len(x))
+        return joined[jnp.array([start[i % streams] + i // streams for i in range(len(joined))])]
+
+    return jax.tree.map(join, *parts)
 
 
 def _backward(options: Options, q, k, v, plan: Plan, position, out, lse, grad):
@@ -123,8 +148,9 @@ def _backward(options: Options, q, k, v, plan: Plan, position, out, lse, grad):
         return (dk, dv), (dq * options.scale).astype(q.dtype)
 
     start = (jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide))
-    (dk, dv), dq = jax.lax.scan(query_tile, start, jnp.arange(q.shape[0], dtype=jnp.int32))
-    return dq, dk.astype(k.dtype), dv.astype(v.dtype)
+    sums, dq = zip(*[jax.lax.scan(query_tile, start, tiles) for tiles in _streams(q.shape[0])], strict=True)
+    dk, dv = (functools.reduce(jnp.add, parts) for parts in zip(*sums, strict=True))
+    return _interleave(dq), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -170,6 +196,6 @@ def attention(q, k, v, plan: Plan, position, options: Options) -> jax.Array:
     q_tiles = q_tiles.transpose(0, 2, 3, 1, 4).reshape(-1, kv_heads, group * options.block_q, width)
     k_tiles, v_tiles = (tiles(x, options.block_k).transpose(0, 2, 1, 3) for x in (k, v))
     position = None if position is None else jnp.pad(position, (0, padded - tokens))
-    out = _attention(options, q_tiles, k_tiles, v_tiles, plan, position)
+    out: Any = _attention(options, q_tiles, k_tiles, v_tiles, plan, position)
     out = out.reshape(-1, kv_heads, group, options.block_q, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(padded, heads, width)[:tokens]

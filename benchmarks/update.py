@@ -1,0 +1,81 @@
+"""One GRPO update, with prefixes shared and repeated: python benchmarks/update.py [--prompt P --response R --samples G]
+
+Without flags it runs the fixed problem of problem.py. The repeated form is the same code on rows that hold one sample
+each. Prints one JSON line: seconds, cpu_seconds, peak_gib (of the shared form), gain (repeated / shared, wall),
+cpu_gain, predicted_gain (all FLOPs of the repeated batch over all FLOPs of the forest), and the bounds rho and alpha.
+"""
+
+import dataclasses
+import json
+import time
+
+import problem
+import tyro
+
+import rlalign as ra
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """Settings of the benchmark.
+
+    Args:
+      prompt, response, samples, prompts: the batch.
+      repeats: timed updates; the median counts.
+      repeated: also time the batch without sharing.
+    """
+
+    prompt: int = 512
+    response: int = 64
+    samples: int = 8
+    prompts: int = 4
+    repeats: int = 5
+    repeated: bool = True
+
+
+def timed(shape: problem.Shape, row_length: int, repeats: int) -> dict:
+    """Seconds of one update of the batch in rows of row_length."""
+    decoder = ra.Decoder(problem.MODEL)
+    optimizer = ra.make_optimizer(ra.OptimizerConfig(learning_rate=1e-4, max_grad_norm=None))
+    step = ra.make_train_step(decoder, ra.ALGORITHMS["grpo"], optimizer)
+    batch = problem.batch(shape, row_length=row_length)
+    state = ra.init_state(decoder, decoder.init(0), optimizer)
+
+    def run():
+        nonlocal state
+        state, metrics = step(state, batch)
+        return metrics["loss"], state.params
+
+    begin = time.perf_counter()
+    run()
+    first = time.perf_counter() - begin
+    return {**problem.measure(run, repeats=repeats), "first_call_seconds": round(first, 2)}
+
+
+def main(flags: Update) -> dict:
+    """Measure, and compare with what the shapes predict."""
+    shape = problem.Shape(flags.prompt, flags.response, flags.samples, flags.prompts)
+    flops = problem.update_flops(problem.MODEL, shape, shared=True)
+    result = timed(shape, flags.prompt + flags.samples * flags.response, flags.repeats)
+    result |= {"peak_gib": round(problem.peak_gib(), 2), "gflops_per_second": round(flops / result["seconds"] / 1e9, 1)}
+    if flags.repeated:
+        repeated = timed(shape, flags.prompt + flags.response, flags.repeats)
+        result |= {
+            "repeated": repeated,
+            "gain": round(repeated["seconds"] / result["seconds"], 3),
+            "cpu_gain": round(repeated["cpu_seconds"] / result["cpu_seconds"], 3),
+        }
+    predicted = problem.update_flops(problem.MODEL, shape, shared=False) / flops
+    return {
+        "benchmark": "update",
+        **shape._asdict(),
+        **result,
+        "predicted_gain": round(predicted, 3),
+        "rho": round(problem.token_ratio(shape), 3),
+        "alpha": round(problem.attention_ratio(shape), 3),
+        **problem.machine(),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(tyro.cli(Update))))

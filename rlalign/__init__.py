@@ -1,0 +1,88 @@
+"""rlalign: critic-free reinforcement learning and self-imitation for language models, on a token forest.
+
+This page is the index: every public name and where it lives. Modules are imported when a name is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlalign.algorithms import ALGORITHMS, Algorithm
+    from rlalign.forest import pack, split
+    from rlalign.io.config import RunConfig
+    from rlalign.io.data import read_prompts
+    from rlalign.io.loop import fit
+    from rlalign.logprobs import token_logprobs
+    from rlalign.models import Decoder, ModelConfig, load_pretrained, logits
+    from rlalign.rewards import RewardGuard, score
+    from rlalign.rollout import SampleConfig, sample
+    from rlalign.train import (
+        OptimizerConfig,
+        init_state,
+        make_batch,
+        make_mesh,
+        make_optimizer,
+        make_scorer,
+        make_train_step,
+        place_params,
+        split_batch,
+    )
+    from rlalign.types import Batch, Packed, Prompt, Rewards, Rollouts, TokenForest, TrainState
+
+_HOME = {
+    # the maths (also: rlalign.advantages, rlalign.losses)
+    "ALGORITHMS": "rlalign.algorithms",
+    "Algorithm": "rlalign.algorithms",
+    "token_logprobs": "rlalign.logprobs",
+    # the forest
+    "pack": "rlalign.forest",
+    "split": "rlalign.forest",
+    # the model
+    "Decoder": "rlalign.models",
+    "ModelConfig": "rlalign.models",
+    "load_pretrained": "rlalign.models",
+    "logits": "rlalign.models",
+    # the loop: prompts -> rollout -> reward -> advantage -> pack -> train step
+    "read_prompts": "rlalign.io.data",
+    "SampleConfig": "rlalign.rollout",
+    "sample": "rlalign.rollout",
+    "RewardGuard": "rlalign.rewards",
+    "score": "rlalign.rewards",
+    "make_batch": "rlalign.train",
+    "make_train_step": "rlalign.train",
+    "make_scorer": "rlalign.train",
+    "init_state": "rlalign.train",
+    "split_batch": "rlalign.train",
+    "OptimizerConfig": "rlalign.train",
+    "make_optimizer": "rlalign.train",
+    "make_mesh": "rlalign.train",
+    "place_params": "rlalign.train",
+    "RunConfig": "rlalign.io.config",
+    "fit": "rlalign.io.loop",
+    # what travels
+    "Batch": "rlalign.types",
+    "Packed": "rlalign.types",
+    "Prompt": "rlalign.types",
+    "Rewards": "rlalign.types",
+    "Rollouts": "rlalign.types",
+    "TokenForest": "rlalign.types",
+    "TrainState": "rlalign.types",
+}
+
+__all__ = list(_HOME)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        raise AttributeError(f"module 'rlalign' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

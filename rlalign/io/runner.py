@@ -1,0 +1,211 @@
+"""One step and one evaluation of a run: what `fit` repeats."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlalign.algorithms import ALGORITHMS, Algorithm
+from rlalign.io.config import RunConfig
+from rlalign.io.data import prompts_at_step
+from rlalign.rewards import score
+from rlalign.rollout import sample
+from rlalign.train.batch import make_batch
+from rlalign.train.mesh import row_shards
+from rlalign.train.optimizer import make_schedule
+from rlalign.train.step import make_scorer, make_train_step, split_batch
+from rlalign.types import Batch, Rewards, Rollouts, StopReason, TrainState
+
+log = logging.getLogger(__name__)
+EVAL_SEED = 1 << 20  # added to the seed: evaluation draws keys that training never does
+
+
+class RunAborted(SystemExit):
+    """A run that must not go on; leaves with exit code 3 after saying why."""
+
+    def __init__(self, reason: str):
+        print(f"run aborted: {reason}", file=sys.stderr)
+        super().__init__(3)
+        self.reason = reason
+
+
+class Clock:
+    """Seconds by phase of one step."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
+
+
+class Runner:
+    """The pure parts of a run, compiled once: one training step, one evaluation."""
+
+    def __init__(self, config, algorithm, decoder, reference, prompts, eval_prompts, guard, mesh, optimizer):
+        self.config, self.algorithm, self.decoder, self.mesh = config, algorithm, decoder, mesh
+        self.prompts, self.guard = prompts, guard
+        self.eval_prompts = list(eval_prompts)[: config.eval_prompts]
+        self.update = make_train_step(decoder, algorithm, optimizer, mesh=mesh, microbatches=config.microbatches)
+        self.schedule = make_schedule(config.optimizer)
+        self.reference = reference if algorithm.kl_coef > 0 else None
+        self.score = make_scorer(decoder, temperature=algorithm.temperature, mesh=mesh)
+        self.parts = config.minibatches * config.microbatches * row_shards(mesh)
+        self.bad_steps = 0
+
+    def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+        """One rollout batch and the updates from it."""
+        config, clock = self.config, Clock()
+        chosen = prompts_at_step(len(self.prompts), config.prompts_per_step, seed=config.seed, step=step)
+        prompts = [self.prompts[i] for i in chosen]
+        with clock("rollout"):
+            rollouts = sample(
+                self.decoder,
+                state.params,
+                prompts,
+                seed=config.seed,
+                step=step,
+                config=config.sampling,
+                mesh=self.mesh,
+            )
+        with clock("reward"):
+            rewards = score(self.guard, prompts, rollouts)
+        self._check_rewards(rewards)
+        with clock("pack"):
+            batch = make_batch(
+                self.algorithm,
+                prompts,
+                rollouts,
+                rewards,
+                row_length=config.row_length,
+                parts=self.parts,
+                num_rows=config.num_rows,
+            )
+            if self.reference is not None:
+                batch = batch._replace(ref_logp=self.score(self.reference, batch.packed))
+        with clock("update"):
+            learning_rate = float(np.asarray(self.schedule(state.step)))
+            state, metrics = self._updates(state, batch)
+        seconds = sum(clock.seconds.values())
+        metrics |= rollout_metrics(config, prompts, rollouts, rewards, batch)
+        metrics |= {f"seconds_{phase}": value for phase, value in clock.seconds.items()}
+        metrics["tokens_per_second"] = metrics["tokens_repeated"] / seconds
+        metrics["learning_rate"] = learning_rate
+        return state, metrics
+
+    def _updates(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        """config.epochs passes in config.minibatches optimizer steps each; metrics are those of the last."""
+        cut = self.config.minibatches
+        parts = [batch] if cut == 1 else _minibatches(batch, cut)
+        skipped = 0
+        metrics: dict[str, Any] = {}
+        for _ in range(self.config.epochs):
+            for part in parts:
+                state, metrics = self.update(state, part)
+                metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                skipped += int(metrics["skipped"])
+                self.bad_steps = self.bad_steps + 1 if not np.isfinite(metrics["grad_norm"]) else 0
+                if self.bad_steps >= self.config.max_bad_steps:
+                    raise RunAborted(
+                        f"{self.bad_steps} gradients in a row were not finite: lower the learning rate "
+                        f"({self.config.optimizer.learning_rate}) or look at the rewards; nothing of them was applied"
+                    )
+        return state, metrics | {"skipped": skipped}
+
+    def _check_rewards(self, rewards: Rewards) -> None:
+        invalid = ~rewards.valid
+        if not invalid.any():
+            return
+        first = next(reason for reason in rewards.reason if reason)
+        log.warning("%d of %d rewards are invalid, the first: %s", invalid.sum(), invalid.size, first)
+        if invalid.mean() > self.config.max_invalid_share:
+            raise RunAborted(
+                f"{invalid.sum()} of {invalid.size} rewards of a step are invalid, more than max_invalid_share="
+                f"{self.config.max_invalid_share}; the first: {first}"
+            )
+
+    def evaluate(self, state: TrainState, step: int, samples: Path) -> dict[str, float]:
+        """One answer to each held-out prompt, with the same keys at every evaluation."""
+        settings = dataclasses.replace(self.config.sampling, num_samples=1)
+        rollouts = sample(
+            self.decoder,
+            state.params,
+            self.eval_prompts,
+            seed=self.config.seed + EVAL_SEED,
+            step=0,
+            config=settings,
+            mesh=self.mesh,
+        )
+        rewards = score(self.guard, self.eval_prompts, rollouts)
+        right = rewards.valid & (np.nan_to_num(rewards.reward) >= self.config.success)
+        self._show_samples(samples, step, rollouts, rewards)
+        reward = float(np.mean(rewards.reward[rewards.valid])) if rewards.valid.any() else float("nan")
+        return {"eval_accuracy": float(right.mean()), "eval_reward": reward}
+
+    def _show_samples(self, path: Path, step: int, rollouts: Rollouts, rewards: Rewards) -> None:
+        decode = self.guard.decode or str
+        with path.open("a", encoding="utf-8") as file:
+            for n in range(min(self.config.samples_shown, len(self.eval_prompts))):
+                row = {
+                    "step": step,
+                    "prompt": self.eval_prompts[n].text,
+                    "completion": decode(rollouts.tokens[n][rollouts.mask[n]].tolist()),
+                    "reward": float(rewards.reward[n]) if rewards.valid[n] else None,
+                    "stop": StopReason(int(rollouts.stop[n])).name.lower(),
+                    "split": "eval",
+                }
+                file.write(json.dumps(row) + "\n")
+
+
+def rollout_metrics(config: RunConfig, prompts, rollouts: Rollouts, rewards: Rewards, batch: Batch) -> dict[str, float]:
+    """What a person watches of one rollout batch; shares in [0, 1], lengths and counts in tokens."""
+    valid, mask = rewards.valid, np.asarray(rollouts.mask)
+    reward = np.where(valid, np.nan_to_num(rewards.reward), 0.0)
+    length = mask.sum(axis=1)
+    prompt_length = np.array([len(np.asarray(p)) for p in prompts])
+    signal = np.zeros(len(prompts), bool)
+    np.logical_or.at(signal, rollouts.prompt, np.asarray(batch.advantage) != 0)
+    count = max(int(valid.sum()), 1)
+    return {
+        "reward": float(reward.sum() / count),
+        "accuracy": float((valid & (reward >= config.success)).sum() / count),
+        "invalid_rewards": int((~valid).sum()),
+        "groups_without_signal": int((~signal).sum()),
+        "response_length": float(length.mean()),
+        "truncated_share": float(np.mean(rollouts.stop == StopReason.MAX_TOKENS)),
+        "tokens_stored": int(np.sum(np.asarray(batch.packed.forest.visible_until) > 0)),
+        "tokens_repeated": int(np.sum(prompt_length[rollouts.prompt] + length)),
+    }
+
+
+def resolve(config: RunConfig, algorithm: Algorithm) -> Algorithm:
+    """The algorithm as this run uses it; refuses what cannot work."""
+    if algorithm.data != "rollouts":
+        raise ValueError(
+            f"algorithm {config.algorithm!r} learns from {algorithm.data}, not from rewards of its own samples: "
+            f"use one of {', '.join(k for k, a in ALGORITHMS.items() if a.data == 'rollouts')}"
+        )
+    if config.sampling.temperature != algorithm.temperature:
+        raise ValueError(
+            f"sampling.temperature={config.sampling.temperature} but the algorithm trains at {algorithm.temperature}: "
+            "both sides of the importance ratio need one temperature"
+        )
+    if algorithm.max_length is None:
+        algorithm = dataclasses.replace(algorithm, max_length=config.sampling.max_new_tokens)
+    return algorithm
+
+
+def _minibatches(batch: Batch, count: int) -> list[Batch]:
+    parts = split_batch(batch, count)
+    return [jax.tree.map(lambda x, k=k: x[k], parts) for k in range(count)]

@@ -1,0 +1,27 @@
+"""Eight simulated CPU devices, no silent broadcasting, and float64 for the tests that ask for it."""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def enable_x64():
+    """A context in which float64 is float64."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64 as context
+
+    return context()
+
+
+@pytest.fixture
+def x64():
+    """float64 for one test."""
+    with enable_x64():
+        yield
