@@ -19,6 +19,9 @@ lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+kills: $(READY)  ## N runs killed with -9 and compared bit for bit with an uninterrupted one
+	RLALIGN_KILLS=$(or $(N),5) $(BIN)/python -m pytest tests/faults/test_kill.py
+
 bench: $(READY)  ## one JSON line a benchmark
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/rollout.py

@@ -41,6 +41,7 @@ class Quickstart:
     prompts_per_step: int = 32
     num_samples: int = 8
     learning_rate: float = 5e-4
+    save_every: int = 50
     run: str = ""
 
 
@@ -59,6 +60,11 @@ MODEL = ra.ModelConfig(
 )
 
 
+def rows(trees: int, tokens: int) -> int:
+    """Rows that hold so many trees of so many tokens, with a tenth to spare: one shape for the whole run."""
+    return -(-11 * trees // (10 * max(ROW // tokens, 1)))
+
+
 def warm_up(decoder: ra.Decoder, config: Quickstart, *, per_step: int = 256) -> ra.types.Params:
     """Parameters after imitating partly wrong demonstrations."""
     problems = sums.problems("train")
@@ -75,7 +81,7 @@ def warm_up(decoder: ra.Decoder, config: Quickstart, *, per_step: int = 256) -> 
         packed = ra.pack(
             texts,
             row_length=ROW,
-            num_rows=-(-per_step // (ROW // (sums.PROMPT_TOKENS + sums.ANSWER_TOKENS))),
+            num_rows=rows(per_step, sums.PROMPT_TOKENS + sums.ANSWER_TOKENS),
             response_start=[sums.PROMPT_TOKENS] * per_step,
             response_length=sums.ANSWER_TOKENS,
         )
@@ -97,9 +103,10 @@ def main(config: Quickstart) -> dict:
         sampling=ra.SampleConfig(config.num_samples, sums.ANSWER_TOKENS, eos_ids=(sums.EOS,)),
         optimizer=ra.OptimizerConfig(learning_rate=config.learning_rate, warmup_steps=5),
         row_length=max(ROW, group_tokens),
-        num_rows=-(-config.prompts_per_step // max(ROW // group_tokens, 1)),
+        num_rows=rows(config.prompts_per_step, group_tokens),
         seed=config.seed,
         eval_prompts=512,
+        checkpoint_every=config.save_every,
     )
     decoder = ra.Decoder(MODEL)
     result = ra.fit(

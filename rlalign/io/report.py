@@ -29,7 +29,7 @@ _CHARTS = {
         ("Loss", "", "", "loss"),
         ("Entropy", "", "nats a token", "entropy"),
         ("KL to the reference", "", "nats", "kl"),
-        ("Off-policy distance", "", "mean |ratio − 1|", "ratio_error"),
+        ("Off-policy distance", "", "largest |ratio − 1|", "ratio_error"),
         ("Clipped ratios", "%", "share of tokens", "clip_share"),
         ("Gradient norm", "", "before clipping", "grad_norm"),
         ("Groups without signal", "", "all rewards equal", "groups_without_signal"),

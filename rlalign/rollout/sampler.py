@@ -165,7 +165,7 @@ def _own_ids(prompts: Sequence) -> list[int]:
     ids = []
     for i, p in enumerate(prompts):
         own = p.id if isinstance(p, Prompt) else i
-        ids.append(own + (seen[own] << 31))
+        ids.append(own + seen[own] * 0x9E3779B1)  # an odd multiplier: no two occurrences agree modulo 2**32
         seen[own] += 1
     return ids
 

@@ -5,6 +5,7 @@
 Denominators are those of the whole batch, so any split gives the gradient of the whole.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -201,17 +202,32 @@ def make_train_step(
         state, metrics = _update(loss, optimizer, axis_name, algorithm.aggregate, state, batch)
         return keep_sharding(state, mesh), metrics
 
-    compiled = jax.jit(update, donate_argnums=0)
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        _check_fields(algorithm, batch)
-        return compiled(state, arrange(batch, microbatches, mesh))
-
     def part_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_fields(algorithm, batch)
         return update(state, jax.tree.map(lambda x: x[None, None], batch))  # one microbatch of one shard
 
-    return step if axis_name is None else part_step
+    if axis_name is not None:
+        return part_step
+    return _CompiledStep(algorithm, microbatches, mesh, jax.jit(update, donate_argnums=0))
+
+
+@dataclasses.dataclass(frozen=True)
+class _CompiledStep:
+    """A train step that splits its batch on the host and runs compiled; `lower` gives what would run."""
+
+    algorithm: Algorithm
+    microbatches: int
+    mesh: Mesh | None
+    update: Any
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        _check_fields(self.algorithm, batch)
+        return self.update(state, arrange(batch, self.microbatches, self.mesh))
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """For compile-time analysis: step.lower(state, batch).compile().memory_analysis()."""
+        _check_fields(self.algorithm, batch)
+        return self.update.lower(state, arrange(batch, self.microbatches, self.mesh))
 
 
 def _check_fields(algorithm: Algorithm, batch: Batch) -> None:

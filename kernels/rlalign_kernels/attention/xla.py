@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from rlalign_kernels.attention.plan import Plan
 
-STREAMS = 4
+STREAMS = 2
 MASKED = -1e30  # large and finite: -inf minus -inf is NaN
 
 

@@ -1,0 +1,194 @@
+"""fit: what it logs, what it refuses, how it ends, and that it continues where it was."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import rlalign as ra
+from rlalign.envs import sums
+from rlalign.io.checkpoint import ConfigMismatch
+from rlalign.io.files import fingerprint
+from rlalign.io.metrics import read_metrics
+from rlalign.io.runner import RunAborted
+
+_spec = importlib.util.spec_from_file_location("loop_graders", pathlib.Path(__file__).with_name("graders.py"))
+graders = importlib.util.module_from_spec(_spec)
+sys.modules["loop_graders"] = graders
+_spec.loader.exec_module(graders)
+DECODER = ra.Decoder(
+    ra.ModelConfig(
+        vocab_size=sums.VOCAB_SIZE,
+        width=16,
+        layers=1,
+        heads=2,
+        kv_heads=1,
+        head_width=8,
+        mlp_width=32,
+        max_positions=16,
+        tied_head=True,
+    )
+)
+
+
+def config(folder, **changes):
+    base = ra.RunConfig(
+        folder=str(folder),
+        steps=4,
+        prompts_per_step=4,
+        sampling=ra.SampleConfig(4, sums.ANSWER_TOKENS, eos_ids=(sums.EOS,)),
+        optimizer=ra.OptimizerConfig(learning_rate=1e-2),
+        row_length=64,
+        num_rows=4,
+        eval_every=2,
+        eval_prompts=8,
+        checkpoint_every=2,
+        reward_workers=1,
+        reward_limit=20.0,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def run(settings, reward=graders.even, **more):
+    return ra.fit(
+        settings,
+        decoder=DECODER,
+        params=DECODER.init(0),
+        prompts=sums.problems("train")[:40],
+        eval_prompts=sums.problems("held-out"),
+        reward=reward,
+        decode=sums.decode,
+        **more,
+    )
+
+
+def test_a_run_logs_evaluates_and_reports(tmp_path):
+    result = run(config(tmp_path))
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert sorted(result.accuracy) == [0, 2, 4]
+    assert all(row["compiles"] == 0 for row in rows[2:]), "one bucket: nothing compiles after step 1"
+    assert all(row["ratio_error"] <= 1e-4 for row in rows[:-1])
+    for name in ("loss", "grad_norm", "tokens_per_second", "seconds_rollout", "seconds_update", "learning_rate"):
+        assert np.isfinite(rows[1][name])
+    assert (tmp_path / "report.html").exists()
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["sampling"]["num_samples"] == 4
+    best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
+    assert best["step"] == result.best_step
+
+
+def test_the_callers_parameters_are_left_alone(tmp_path):
+    params = DECODER.init(0)
+    before = fingerprint(params)
+    run(config(tmp_path, steps=1))
+    assert fingerprint(params) == before
+    assert fingerprint(DECODER.init(0)) == before
+
+
+def test_a_longer_run_continues_in_the_same_bits(tmp_path):
+    whole = run(config(tmp_path / "whole", eval_every=1))
+    part = tmp_path / "part"
+    run(config(part, eval_every=1))
+    (part / "checkpoints" / "4").rename(part / "gone")  # what a kill after the save of step 3 leaves
+    again = run(config(part, eval_every=1))
+    assert fingerprint(again.state.params) == fingerprint(whole.state.params)
+    same = ("step", "loss", "reward", "eval_accuracy")
+    logged = [
+        [{k: row.get(k) for k in same} for row in read_metrics(f / "metrics.jsonl")] for f in (part, tmp_path / "whole")
+    ]
+    assert logged[0] == logged[1]
+
+
+def test_another_configuration_is_refused_on_resume(tmp_path):
+    run(config(tmp_path, steps=1))
+    with pytest.raises(ConfigMismatch, match=r"seed"):
+        run(config(tmp_path, steps=1, seed=5))
+
+
+def test_epochs_and_minibatches_leave_the_old_policy(tmp_path):
+    result = run(config(tmp_path, steps=2, epochs=2, minibatches=2))
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert int(result.state.step) + int(result.state.skipped) == 2 * 2 * 2
+    assert rows[0]["ratio_error"] > 1e-3, "the second pass is off-policy: old_logp stays fixed"
+
+
+def test_the_reference_of_a_kl_is_the_first_policy(tmp_path):
+    run(config(tmp_path, algorithm="gprs", steps=3))
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert rows[2]["kl"] > 1e-6
+
+
+@pytest.mark.parametrize("name", [n for n, a in ra.ALGORITHMS.items() if a.data == "rollouts"])
+def test_every_on_policy_algorithm_runs(tmp_path, name):
+    result = run(config(tmp_path, algorithm=name, steps=1))
+    assert int(result.state.step) == 1
+
+
+def test_an_algorithm_of_ones_own(tmp_path):
+    def mine(reward, group, *, num_groups, valid):
+        return jax.numpy.where(valid, reward - 0.5, 0.0)
+
+    result = run(config(tmp_path, steps=1), algorithm=dataclasses.replace(ra.ALGORITHMS["grpo"], advantage=mine))
+    assert int(result.state.step) == 1
+
+
+def test_bad_rewards_are_counted_and_nothing_is_lost(tmp_path, caplog):
+    run(config(tmp_path, steps=2, reward_limit=1.0, max_invalid_share=1.0), reward=graders.sometimes)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert sum(row.get("invalid_rewards", 0) for row in rows) > 0
+    assert "rewards are invalid" in caplog.text
+    assert [row["step"] for row in rows] == [0, 1, 2]
+
+
+def test_a_reward_that_always_raises_ends_the_run_with_code_3(tmp_path, capsys):
+    with pytest.raises(RunAborted) as stopped:
+        run(config(tmp_path), reward=graders.raises)
+    assert stopped.value.code == 3
+    assert "no grader today" in capsys.readouterr().err
+
+
+def test_a_profile_is_written(tmp_path):
+    run(config(tmp_path, steps=3, profile="1:2"))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"algorithm": "grop"}, "unknown algorithm 'grop': choose one of grpo"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"profile": "5:3"}, "FIRST:END"),
+        ({"max_invalid_share": 1.5}, r"max_invalid_share must lie in \[0, 1\]"),
+        ({"sampling": ra.SampleConfig(1, 4, eos_ids=(1,))}, "a group of one has no baseline"),
+    ],
+)
+def test_bad_settings_are_refused_when_built(tmp_path, changes, text):
+    with pytest.raises(ValueError, match=text):
+        config(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"algorithm": "sft"}, "learns from demonstrations, not from rewards"),
+        ({"sampling": ra.SampleConfig(2, 4, eos_ids=(1,), temperature=0.5)}, "both sides of the importance ratio"),
+        ({"row_length": 8}, "raise row_length to at least"),
+    ],
+)
+def test_settings_at_odds_with_the_algorithm_or_the_data(tmp_path, changes, text):
+    with pytest.raises(ValueError, match=text):
+        run(config(tmp_path, **changes))
+
+
+def test_a_prompt_that_comes_twice_in_a_step_is_sampled_anew(tmp_path):
+    prompt = sums.problems("train")[0]
+    settings = ra.SampleConfig(2, sums.ANSWER_TOKENS, eos_ids=(sums.EOS,))
+    rollouts = ra.sample(DECODER, DECODER.init(0), [prompt, prompt], seed=0, step=0, config=settings)
+    assert (rollouts.tokens[:2] != rollouts.tokens[2:]).any()

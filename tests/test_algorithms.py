@@ -1,0 +1,199 @@
+"""Conformance of every entry of ALGORITHMS: value and gradient equal its oracle, alone and through the train step."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlalign import losses
+from rlalign.algorithms import ALGORITHMS, Algorithm, get_algorithm
+from rlalign.forest import pack
+from rlalign.train import init_state, make_batch, make_train_step
+from rlalign.types import Batch, Rollouts
+from tests import oracles
+
+SHAPES = ((5, 3, 2), (8, 4, 3))  # samples, response tokens, group ids
+CASES = 200  # of each shape
+FIELDS = ("reward", "group", "valid", "logp", "old_logp", "ref_logp", "entropy", "mask")
+FLOATS = ("reward", "logp", "old_logp", "ref_logp", "entropy")
+every_entry = pytest.mark.parametrize("name", ALGORITHMS)
+
+
+@functools.cache
+def cases(samples, length, groups):
+    rng = np.random.default_rng(samples)
+    return [oracles.random_case(rng, samples, length, groups) for _ in range(CASES)]
+
+
+def objective(algorithm, case, groups):
+    """What Algorithm's docstring says its fields mean."""
+    logp, mask = case["logp"], case["mask"]
+    how = {"max_length": algorithm.max_length or mask.shape[1]}
+    if algorithm.data == "demonstrations":
+        return algorithm.loss(logp, mask, aggregate=algorithm.aggregate, **how)[0]
+    advantage = algorithm.advantage(case["reward"], case["group"], num_groups=groups, valid=case["valid"])
+    loss, _ = algorithm.loss(logp, case["old_logp"], advantage, mask, aggregate=algorithm.aggregate, **how)
+    kl = losses.kl_estimate(logp, case["ref_logp"], mask, kind=algorithm.kl_kind)
+    loss += algorithm.kl_coef * losses.aggregate_tokens(kl, mask, algorithm.aggregate, **how)
+    return loss - algorithm.entropy_coef * losses.aggregate_tokens(case["entropy"], mask, algorithm.aggregate, **how)
+
+
+def stacked(shape, dtype):
+    out = oracles.stack([{k: c[k] for k in FIELDS} for c in cases(*shape)])
+    return {k: jnp.asarray(v, dtype if k in FLOATS else None) for k, v in out.items()}
+
+
+def test_every_entry_has_an_oracle_and_every_oracle_an_entry():
+    assert set(ALGORITHMS) == set(oracles.ORACLES)
+
+
+@every_entry
+def test_value_and_gradient_equal_the_oracle(x64, name):
+    oracle = oracles.ORACLES[name]
+
+    def call(logp, rest):
+        return objective(ALGORITHMS[name], rest | {"logp": logp}, SHAPES[0][2])
+
+    batch = stacked(SHAPES[0], jnp.float64)
+    loss, slope = jax.jit(jax.vmap(jax.value_and_grad(call)))(batch["logp"], batch)
+    np.testing.assert_allclose(loss, [oracle(c) for c in cases(*SHAPES[0])], rtol=1e-12, atol=1e-12)
+    near = [c for c, one in enumerate(cases(*SHAPES[0])) if np.abs(one["logp"] - one["old_logp"]).max() < 5]
+    for c in near[:8]:
+        one = cases(*SHAPES[0])[c]
+        want = oracles.numerical_gradient(lambda logp, one=one: oracle(one | {"logp": logp}), one["logp"])
+        np.testing.assert_allclose(slope[c], want, rtol=1e-6, atol=1e-8)
+
+
+def test_float32_equals_the_oracle():
+    """All entries in one program."""
+
+    def call(case):
+        return {name: objective(algorithm, case, SHAPES[1][2]) for name, algorithm in ALGORITHMS.items()}
+
+    for name, loss in jax.jit(jax.vmap(call))(stacked(SHAPES[1], jnp.float32)).items():
+        assert loss.dtype == np.float32
+        want = [oracles.ORACLES[name](c) for c in cases(*SHAPES[1])]
+        assert np.std(want) > 0.01
+        np.testing.assert_allclose(loss, want, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+class Tabular:
+    """A decoder whose logits are its parameters: one row of the vocabulary a node."""
+
+    def apply(self, params, forest):
+        return params["logits"]
+
+    def head(self, params):
+        return jnp.eye(params["logits"].shape[-1], dtype=params["logits"].dtype)
+
+
+def scored(logits, packed):
+    """logp and entropy [N, R] by walking from every response token to its parent."""
+    out = {"logp": np.zeros(packed.mask.shape), "entropy": np.zeros(packed.mask.shape)}
+    for n, t in np.argwhere(packed.mask):
+        row, column = divmod(int(packed.node[n, t]), packed.forest.token.shape[1])
+        z = logits[row, packed.forest.parent[row, column]]
+        total = math.log(sum(math.exp(x) for x in z))
+        out["logp"][n, t] = z[packed.forest.token[row, column]] - total
+        out["entropy"][n, t] = -sum(math.exp(x - total) * (x - total) for x in z)
+    return out
+
+
+@pytest.mark.parametrize("name", ["dr_grpo", "gprs", "sft"])  # max_length, a KL term, no advantage
+def test_a_train_step_descends_the_oracle(x64, name):
+    """pack, token_logprobs, the loss with its KL and entropy terms, and the optimizer, on shared prefixes."""
+    rng, vocab, algorithm = np.random.default_rng(0), 4, ALGORITHMS[name]
+    prompts, length = [np.array([1, 2]), np.array([1, 3, 3])], np.array([3, 0, 3, 1, 3])  # sample 1 is not valid
+    case = {
+        "reward": np.array([1.0, 9.0, 0.0, 0.5, 2.0]),
+        "group": np.array([0, 0, 0, 1, 1]),
+        "valid": length > 0,
+        "mask": np.arange(3) < length[:, None],
+        "num_groups": 2,
+    }
+    start = [len(prompts[g]) for g in case["group"]]
+    answers = [rng.integers(0, vocab, n) for n in length]
+    sequences = [np.concatenate([prompts[g], a]) for g, a in zip(case["group"], answers, strict=True)]
+    packed = pack(sequences, row_length=20, response_start=start)
+    np.testing.assert_array_equal(packed.mask, case["mask"])
+    logits = rng.normal(size=(*packed.forest.token.shape, vocab))
+    current = scored(logits, packed)["logp"]
+    case |= {"old_logp": current - rng.normal(size=(5, 3)) * 0.3, "ref_logp": current + rng.normal(size=(5, 3)) * 0.5}
+    advantage = None
+    if algorithm.advantage is not None:
+        reward, group, valid = (jnp.asarray(case[k]) for k in ("reward", "group", "valid"))
+        advantage = np.asarray(algorithm.advantage(reward, group, num_groups=2, valid=valid))
+    batch = Batch(packed, advantage=advantage, old_logp=case["old_logp"], ref_logp=case["ref_logp"])
+    optimizer = optax.sgd(1.0)
+    state = init_state(Tabular(), {"logits": jnp.asarray(logits)}, optimizer)
+    state, metrics = make_train_step(Tabular(), algorithm, optimizer)(state, batch)
+
+    def truth(logits):
+        return oracles.ORACLES[name](case | scored(logits, packed))
+
+    want = oracles.numerical_gradient(truth, logits)
+    assert np.abs(want).max() > 0.01
+    assert float(metrics["loss"]) == pytest.approx(truth(logits), rel=1e-10)
+    np.testing.assert_allclose(logits - np.asarray(state.params["logits"]), want, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.01])
+def test_groups_without_signal_pull_towards_the_reference_only_if_asked(kl_coef):
+    case = {k: jnp.asarray(v) for k, v in cases(*SHAPES[0])[0].items() if k in FIELDS}
+    case |= {"reward": jnp.ones(5), "valid": jnp.ones(5, bool), "mask": jnp.ones((5, 3), bool)}
+    algorithm = dataclasses.replace(ALGORITHMS["gprs"], kl_coef=kl_coef)
+    slope = jax.jit(jax.grad(lambda logp: objective(algorithm, case | {"logp": logp}, 2)))(case["logp"])
+    assert np.any(slope) == (kl_coef > 0)
+
+
+def test_an_advantage_of_ones_own_replaces_a_named_one():
+    """The README's promise, as far as the batch that the train step reads."""
+
+    def centred(reward, group, *, num_groups, valid):
+        return jnp.where(valid, reward - 0.5, 0)
+
+    mine = dataclasses.replace(ALGORITHMS["grpo"], advantage=centred)
+    assert mine.loss is ALGORITHMS["grpo"].loss
+    assert mine.aggregate == ALGORITHMS["grpo"].aggregate
+    assert ALGORITHMS["grpo"].advantage is not centred
+    tokens, mask = np.array([[4, 5], [6, 0]], np.int32), np.array([[True, True], [True, False]])
+    zeros = np.zeros((2, 2), np.float32)
+    rollouts = Rollouts(tokens, mask, zeros, zeros, np.zeros(2, np.int32), np.zeros(2, np.int32))
+    batch = make_batch(mine, [np.array([1, 2])], rollouts, np.array([2.0, np.nan]), row_length=8)
+    assert batch.advantage.tolist() == [1.5, 0.0]
+
+
+def test_entries_are_frozen_and_unknown_names_list_the_known():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ALGORITHMS["grpo"].kl_coef = 1.0
+    assert get_algorithm("gprs") is ALGORITHMS["gprs"]
+    with pytest.raises(ValueError, match=r"^unknown algorithm 'ppo': choose one of grpo, dr_grpo, .*sft"):
+        get_algorithm("ppo")
+
+
+BAD = [
+    ({"data": "pairs!"}, r"data must be .*'rollouts'.* got 'pairs!'$"),
+    ({"aggregate": "mean"}, r"aggregate must be 'token', 'sequence' or 'constant', got 'mean'$"),
+    ({"advantage": None}, r"data='rollouts' with advantage=None: rewards need one, demonstrations none$"),
+    ({"data": "demonstrations"}, r"data='demonstrations' with advantage=.*: rewards need one, demonstrations none$"),
+    ({"kl_kind": "k4"}, r"kl_kind must be one of k1, k2, k3, got 'k4'$"),
+    ({"kl_coef": -0.1}, r"kl_coef must be >= 0, got -0.1$"),
+    ({"kl_coef": math.nan}, r"kl_coef must be >= 0, got nan$"),
+    ({"entropy_coef": -1.0}, r"entropy_coef must be >= 0, got -1.0$"),
+    ({"temperature": 0.0}, r"temperature must be > 0, got 0.0: greedy samples of a group are all equal$"),
+    ({"temperature": math.nan}, r"temperature must be > 0, got nan"),
+    ({"max_length": 0}, r"max_length must be at least 1, got 0$"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), BAD)
+def test_combinations_without_sense_are_refused(change, text):
+    good = {"advantage": ALGORITHMS["grpo"].advantage, "loss": losses.policy_gradient}
+    Algorithm(**good)
+    with pytest.raises(ValueError, match=text):
+        Algorithm(**(good | change))

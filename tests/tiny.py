@@ -1,0 +1,94 @@
+"""Tiny models and batches, and the batch in which every prefix is repeated: what the forest must be equal to."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlalign.forest import pack
+from rlalign.models.config import ModelConfig
+from rlalign.models.decoder import Decoder
+from rlalign.types import Packed, TokenForest
+from rlalign_kernels.attention.reference import reference_attention
+
+SHAPE = {"vocab_size": 17, "width": 16, "layers": 2, "heads": 4, "kv_heads": 2, "mlp_width": 24, "max_positions": 64}
+QWEN2 = ModelConfig(**SHAPE, head_width=4, tied_head=True, qkv_bias=True)
+QWEN3 = ModelConfig(**SHAPE, head_width=6, tied_head=False, qk_norm=True)  # heads * head_width is not width
+
+
+def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.3):
+    """Parameters far from their start: large matrices, biases that are not 0, norms that are not 1."""
+    shapes = jax.eval_shape(Decoder(config).init, 0)
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        return jnp.asarray(rng.normal(path[-1].key == "scale", scale, leaf.shape), leaf.dtype)
+
+    return jax.tree.map_with_path(draw, shapes)
+
+
+def dense(q, k, v, visible_until, *, plan):
+    """Attention with the whole mask, in place of the kernel."""
+    del plan
+    return reference_attention(q, k, v, visible_until).astype(q.dtype)
+
+
+def dense_decoder(config: ModelConfig) -> Decoder:
+    """The decoder without kernel and without tile lists."""
+    return Decoder(config, attention=dense, plan=lambda visible_until: None)
+
+
+class Samples(NamedTuple):
+    """Token sequences and where their responses begin."""
+
+    tokens: list[np.ndarray]
+    start: list[int]
+
+    def pack(self, **options) -> Packed:
+        return pack(self.tokens, response_start=self.start, **options)
+
+    def repeated(self, length: int) -> TokenForest:
+        """Each sequence as a row of its own, padded to `length`: nothing is shared."""
+        size = np.array([len(t) for t in self.tokens])[:, None]
+        column = np.broadcast_to(np.arange(length), (len(size), length))
+        token = np.stack([np.pad(t, (0, length - len(t))) for t in self.tokens])
+        inside = column < size
+        return TokenForest(
+            *(
+                jnp.asarray(np.where(inside, x, padding), jnp.int32)
+                for x, padding in ((token, 0), (column, 0), (column - 1, -1), (np.broadcast_to(size, token.shape), 0))
+            )
+        )
+
+    def response(self, response_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """(column i64[N, R] of each response token in its repeated row, mask b[N, R])."""
+        at = np.array(self.start)[:, None] + np.arange(response_length)[None, :]
+        mask = at < np.array([len(t) for t in self.tokens])[:, None]
+        return np.where(mask, at, 1), mask
+
+
+def ragged_groups(seed: int, groups, *, vocab: int = 17) -> Samples:
+    """Groups of (prompt length, response lengths)."""
+    rng = np.random.default_rng(seed)
+    tokens, start = [], []
+    for prompt, responses in groups:
+        shared = rng.integers(0, vocab, prompt)
+        for size in responses:
+            tokens.append(np.concatenate([shared, rng.integers(0, vocab, size)]))
+            start.append(prompt)
+    return Samples(tokens, start)
+
+
+def tree(seed: int, sizes, fan: int, *, vocab: int = 17) -> Samples:
+    """Every path of a tree whose nodes at depth d hold about sizes[d] tokens and have `fan` children."""
+    rng = np.random.default_rng(seed)
+
+    def grow(depth):
+        if depth == len(sizes):
+            return [np.zeros(0, int)]
+        stems = [rng.integers(0, vocab, rng.integers(1, sizes[depth] + 1)) for _ in range(fan if depth else 1)]
+        return [np.concatenate([stem, path]) for stem in stems for path in grow(depth + 1)]
+
+    tokens = grow(0)
+    return Samples(tokens, [1 + i % 2 for i in range(len(tokens))])

@@ -1,0 +1,92 @@
+"""The optimizer's settings: schedules at several steps, the clip, the decay, and what is refused."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlalign.train import OptimizerConfig, make_optimizer, make_schedule
+
+SCHEDULES = {
+    "constant": ({"warmup_steps": 4}, lambda t: 1.0),
+    "no warm-up": ({}, lambda t: 1.0),
+    "linear": ({"warmup_steps": 4, "schedule": "linear", "total_steps": 14}, lambda t: max(0.0, 1 - (t - 4) / 10)),
+    "cosine": (
+        {"warmup_steps": 4, "schedule": "cosine", "total_steps": 14},
+        lambda t: 0.5 * (1 + np.cos(np.pi * min(1.0, (t - 4) / 10))),
+    ),
+    "linear at once": ({"schedule": "linear", "total_steps": 10}, lambda t: max(0.0, 1 - t / 10)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules(name):
+    settings, after = SCHEDULES[name]
+    schedule = make_schedule(OptimizerConfig(learning_rate=3e-4, **settings))
+    warmup = settings.get("warmup_steps", 0)
+    for t in (0, 1, 3, 4, 5, 9, 13, 14, 15, 100):
+        expected = 3e-4 * (t / warmup if t < warmup else after(t))
+        assert float(schedule(t)) == pytest.approx(expected, rel=1e-5, abs=1e-11), t
+
+
+def update(config, gradients, params):
+    """The updates of several gradients in a row."""
+    optimizer = make_optimizer(config)
+    state, out = optimizer.init(params), []
+    for gradient in gradients:
+        change, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, change)
+        out.append({k: np.asarray(x) for k, x in change.items()})
+    return out
+
+
+GRADIENT = {"a": jnp.array([3.0, 0.0, 4.0]), "b": jnp.array([[12.0]])}  # of norm 13
+PARAMS = {"a": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array([[2.0]])}
+
+
+def test_gradients_are_clipped_to_their_global_norm():
+    """eps = 1 shows the clipped gradient: the first update is -lr g / (|g| + 1)."""
+    for limit, scale in ((1.3, 0.1), (20.0, 1.0), (None, 1.0)):
+        (change,) = update(OptimizerConfig(learning_rate=0.1, max_grad_norm=limit, eps=1.0), [GRADIENT], PARAMS)
+        for name, g in GRADIENT.items():
+            g = scale * np.asarray(g)
+            np.testing.assert_allclose(change[name], -0.1 * g / (np.abs(g) + 1), rtol=1e-5)
+
+
+def test_two_steps_of_adamw():
+    config = OptimizerConfig(
+        learning_rate=0.1, warmup_steps=2, max_grad_norm=None, weight_decay=0.3, b1=0.8, b2=0.6, eps=1e-3
+    )
+    second = {"a": jnp.array([-1.0, 2.0, 0.0]), "b": jnp.array([[5.0]])}
+    first_change, change = update(config, [GRADIENT, second], PARAMS)
+    for name in PARAMS:
+        assert not first_change[name].any()  # the warm-up begins at 0
+        g, h, x = (np.asarray(t[name], np.float64) for t in (GRADIENT, second, PARAMS))
+        m, v = 0.8 * 0.2 * g + 0.2 * h, 0.6 * 0.4 * g**2 + 0.4 * h**2
+        m, v = m / (1 - 0.8**2), v / (1 - 0.6**2)
+        np.testing.assert_allclose(change[name], -0.05 * (m / (np.sqrt(v) + 1e-3) + 0.3 * x), rtol=1e-5)
+
+
+BAD = {
+    "rate": ({"learning_rate": 0.0}, "learning_rate must be > 0, got 0.0"),
+    "nan rate": ({"learning_rate": float("nan")}, "learning_rate must be > 0, got nan"),
+    "warm-up": ({"warmup_steps": -1}, "need warmup_steps, weight_decay >= 0, got -1, 0.0"),
+    "decay": ({"weight_decay": -0.1}, "need warmup_steps, weight_decay >= 0, got 0, -0.1"),
+    "schedule": ({"schedule": "step"}, "schedule must be 'constant', 'linear' or 'cosine', got 'step'"),
+    "no end": (
+        {"schedule": "linear"},
+        "schedule='linear' ends at total_steps, which must be above warmup_steps=0, got N",
+    ),
+    "end": (
+        {"schedule": "cosine", "warmup_steps": 5, "total_steps": 5},
+        "schedule='cosine' ends at total_steps, which must be above warmup_steps=5, got 5",
+    ),
+    "norm": ({"max_grad_norm": 0.0}, "max_grad_norm must be > 0 or None, got 0.0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refuses_bad_settings(case):
+    settings, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**settings)
