@@ -69,7 +69,10 @@ def warm_up(decoder: ra.Decoder, config: Quickstart, *, per_step: int = 256) -> 
     """Parameters after imitating partly wrong demonstrations."""
     problems = sums.problems("train")
     schedule = ra.OptimizerConfig(
-        learning_rate=3e-3, warmup_steps=20, schedule="cosine", total_steps=config.warmup_steps + 1
+        learning_rate=3e-3,
+        warmup_steps=min(20, config.warmup_steps // 2),
+        schedule="cosine",
+        total_steps=config.warmup_steps + 1,
     )
     optimizer = ra.make_optimizer(schedule)
     step = ra.make_train_step(decoder, ra.ALGORITHMS["sft"], optimizer)

@@ -162,6 +162,23 @@ def test_junk_in_invalid_rows_changes_nothing_bit_for_bit(junk):
             assert not np.any(dirty[name][~case["valid"]])
 
 
+@pytest.mark.parametrize("name", ["grpo", "gprs"])
+def test_junk_in_invalid_rows_changes_nothing_without_jit(name):
+    """The compiler turns a product with a mask into a selection, which hides 0 * NaN."""
+    samples, groups = SHAPES[2]
+    kept = cases(samples, groups)["valid"].sum(axis=1)
+    mixed = np.flatnonzero((kept > 0) & (kept < samples))[0]
+    case = {k: jnp.asarray(v[mixed]) for k, v in cases(samples, groups).items()}
+
+    def call(junk):
+        reward = jnp.where(case["valid"], case["reward"], junk)
+        assert np.isnan(junk) == np.isnan(reward).any()
+        return FUNCTIONS[name](reward, case["group"], num_groups=groups, valid=case["valid"])
+
+    with jax.disable_jit():
+        np.testing.assert_array_equal(call(jnp.nan), call(0.0))
+
+
 def test_nan_in_a_valid_row_is_its_groups_alone():
     clean = {
         "reward": np.array([1.0, 0.0, 3.0, 1.0, 0.0, 2.0, 5.0, 5.0, 1.0, 1.0, 2.0, 3.0, 2.0], np.float32),

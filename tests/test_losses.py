@@ -179,6 +179,32 @@ def test_junk_under_the_mask_changes_nothing_bit_for_bit(x64, junk, clip, ratio)
     assert not np.any(dirty[1][~case["mask"]])
 
 
+def test_junk_under_the_mask_changes_nothing_without_jit():
+    """The compiler turns a product with a mask into a selection, which hides 0 * NaN."""
+    case = {k: jnp.asarray(v[1], None if k == "mask" else jnp.float32) for k, v in cases(6, 5).items()}
+    assert case["mask"].any()
+    assert not case["mask"].all()
+
+    def call(junk):
+        logp, old, ref, weight = (
+            jnp.where(case["mask"], case[k], junk) for k in ("logp", "old_logp", "ref_logp", "weight_token")
+        )
+        empty = ~case["mask"].any(axis=1)
+        advantage = jnp.where(empty, junk, case["advantage"])
+        surrogate = losses.policy_gradient(
+            logp, old, advantage, case["mask"], weight=weight, ratio="sequence", aggregate="sequence"
+        )
+        return (
+            surrogate,
+            losses.kl_estimate(logp, ref, case["mask"]),
+            losses.negative_log_likelihood(logp, case["mask"]),
+        )
+
+    with jax.disable_jit():
+        for got, want in zip(jax.tree.leaves(call(jnp.nan)), jax.tree.leaves(call(0.0)), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
 @functools.cache
 def far():
     """Losses, metrics and slopes of every clip and ratio where one log-ratio is +-1e4."""

@@ -21,7 +21,7 @@ MODEL = ModelConfig(
 )  # fmt: skip
 NARROW = dataclasses.replace(MODEL, dtype="float32")
 ALGORITHM = dataclasses.replace(ALGORITHMS["grpo"], kl_coef=0.5, entropy_coef=0.01, temperature=0.8)
-OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, max_grad_norm=0.5, weight_decay=0.01, eps=1e-4)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, max_grad_norm=0.5, weight_decay=0.01, eps=1e-4)
 
 SAMPLES = ragged_groups(0, [(9, (4, 6, 0, 3)), (5, (1, 2, 5)), (7, (6, 6, 2, 1, 3))], vocab=16)
 COUNT, RESPONSE, LONGEST = 12, 6, 16
@@ -112,14 +112,15 @@ def by_hand(steps=3):
         metrics, *cotangents = loss_by_hand(np.asarray(logp), np.asarray(entropy), **data)
         _, gradient = plain()(at, *cotangents)
         norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradient)))
-        gradient = jax.tree.map(lambda g: np.asarray(g) * min(1, OPTIMIZER.max_grad_norm / norm), gradient)
+        shrink = min(1, OPTIMIZER.max_grad_norm / norm)
+        gradient = jax.tree.map(lambda g, shrink=shrink: np.asarray(g) * shrink, gradient)
         first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradient)
         second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, gradient)
-        rate = OPTIMIZER.learning_rate * min(1, t / OPTIMIZER.warmup_steps)
 
-        def move(x, m, v, t=t, rate=rate):
-            m, v = m / (1 - 0.9 ** (t + 1)), v / (1 - 0.999 ** (t + 1))
-            return np.asarray(x) - rate * (m / (np.sqrt(v) + OPTIMIZER.eps) + OPTIMIZER.weight_decay * np.asarray(x))
+        def move(x, m, v, t=t):
+            x, m, v = np.asarray(x), m / (1 - 0.9 ** (t + 1)), v / (1 - 0.999 ** (t + 1))
+            change = m / (np.sqrt(v) + OPTIMIZER.eps) + OPTIMIZER.weight_decay * x
+            return x - OPTIMIZER.learning_rate * change
 
         at = jax.tree.map(move, at, first, second)
         history.append((at, metrics | {"grad_norm": norm, "skipped": 0, "ratio_cut_share": 0}))

@@ -113,9 +113,7 @@ def test_axes_of_one_device_are_not_named():
 def test_heads_that_do_not_divide_are_refused():
     mesh = make_mesh(tensor=4)
     arguments = (Decoder(NARROW), ALGORITHM, make_optimizer(OPTIMIZER))
-    with pytest.raises(
-        ValueError, match=r"tensor=4 does not divide the model's 2 key/value heads: choose a divisor of 2"
-    ):
+    with pytest.raises(ValueError, match="tensor=4 does not divide the model's 2 key/value heads: choose a divisor"):
         make_train_step(*arguments, mesh=mesh)
     with pytest.raises(ValueError, match="tensor=4 does not divide"):
         make_scorer(Decoder(NARROW), mesh=mesh)
@@ -127,9 +125,9 @@ def test_axis_name_and_mesh_are_refused():
 
 
 def test_meshes_that_the_devices_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"needs 32 devices, there are 8: make one size smaller"):
+    with pytest.raises(ValueError, match="needs 32 devices, there are 8: make one size smaller"):
         make_mesh(data=16, tensor=2)
-    with pytest.raises(ValueError, match="mesh sizes must be at least 1, got {'data': 1, 'fsdp': 0, 'tensor': 1}"):
+    with pytest.raises(ValueError, match=r"mesh sizes must be at least 1, got \{'data': 1, 'fsdp': 0, 'tensor': 1\}"):
         make_mesh(fsdp=0)
     with pytest.raises(ValueError, match="needs 2 devices, there are 1"):
         make_mesh(data=2, devices=jax.devices()[:1])

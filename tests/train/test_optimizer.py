@@ -75,11 +75,11 @@ BAD = {
     "schedule": ({"schedule": "step"}, "schedule must be 'constant', 'linear' or 'cosine', got 'step'"),
     "no end": (
         {"schedule": "linear"},
-        "schedule='linear' ends at total_steps, which must be above warmup_steps=0, got N",
+        "schedule='linear' ends at total_steps=None, which must be above warmup_steps=0",
     ),
     "end": (
         {"schedule": "cosine", "warmup_steps": 5, "total_steps": 5},
-        "schedule='cosine' ends at total_steps, which must be above warmup_steps=5, got 5",
+        "schedule='cosine' ends at total_steps=5, which must be above warmup_steps=5",
     ),
     "norm": ({"max_grad_norm": 0.0}, "max_grad_norm must be > 0 or None, got 0.0"),
 }
