@@ -10,11 +10,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # The same tiny programs are built by many tests: each is compiled once a session.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rlalign-compiled-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+import jax  # noqa: E402 - after the flags that it reads
+import pytest  # noqa: E402
+
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-
-import jax
-import pytest
-
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
