@@ -12,7 +12,7 @@ class SampleConfig:
       max_new_tokens: R.
       eos_ids: a response ends with one of these tokens; empty means it never does.
       temperature: of training and sampling; logits are divided by it.
-      top_k: sample among the k largest logits (and what ties with the last of them); None for all.
+      top_k: sample among the k largest logits; None for all.
       top_p: sample among the most likely tokens whose mass reaches p, after top_k; None for all.
       greedy: always the most likely token.
 

@@ -38,16 +38,20 @@ class _Progress(NamedTuple):
 
 
 def truncated(logits: jax.Array, config: SampleConfig) -> jax.Array:
-    """Logits f[..., V] with those outside top_k and top_p at -inf."""
+    """Logits f[..., V] with those outside top_k and top_p at -inf; chosen by place, because a compiler may compute a
+    value that is compared with a threshold twice, rounded otherwise, and then no token reaches it."""
+
+    def only(index, kept):
+        mask = jnp.put_along_axis(jnp.zeros(logits.shape, bool), index, kept, axis=-1, inplace=False)
+        return jnp.where(mask, logits, -jnp.inf)
+
     if config.top_k is not None and config.top_k < logits.shape[-1]:
-        least = jax.lax.top_k(logits, config.top_k)[0][..., -1:]
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
+        index = jax.lax.top_k(logits, config.top_k)[1]
+        logits = only(index, jnp.ones(index.shape, bool))
     if config.top_p is not None and config.top_p < 1:
-        ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
-        prob = jax.nn.softmax(ordered, axis=-1)
-        kept = jnp.cumsum(prob, axis=-1) - prob < config.top_p  # the mass before it has not reached p yet
-        least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
+        order = jnp.argsort(logits, axis=-1, descending=True)
+        prob = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
+        logits = only(order, jnp.cumsum(prob, axis=-1) - prob < config.top_p)  # the mass before it has not reached p
     return logits
 
 

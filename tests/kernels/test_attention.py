@@ -265,10 +265,10 @@ BAD = {
     "backend": ({"backend": "cuda"}, "unknown attention backend 'cuda': choose one of xla"),
     "window": ({"window": 0}, "window must be at least 1, got 0"),
     "no position": ({"window": 3}, r"window=3 needs position i\[2, 5\]"),
-    "position": ({"window": 3, "position": jnp.zeros((2, 4), jnp.int32)}, r"window=3 needs position i\[2, 5\]"),
+    "position": ({"window": 3, "position": np.zeros((2, 4), np.int32)}, r"window=3 needs position i\[2, 5\]"),
     "plan": (
-        {"plan": attention_plan(jnp.ones((9, 9), jnp.int32))},
-        r"the plan covers \d+ tokens, the batch has 10",
+        {"plan": (9, 9)},
+        r"the plan is for \d+ tokens in \d+ tiles, the batch has 10 tokens: use attention_plan\(visible_until\)",
     ),
 }
 
@@ -279,6 +279,8 @@ def test_refusals_name_the_argument(case):
     change = dict(change)
     shapes = {"q": (2, 5, 4, 8), "k": (2, 5, 2, 8), "v": (2, 5, 2, 8), "until": (2, 5)}
     dtypes = dict.fromkeys("qkv", "float32") | {"until": "int32"}
+    if "plan" in change:
+        change["plan"] = attention_plan(jnp.ones(change["plan"], jnp.int32))
     built = [jnp.ones(change.pop(x, shapes[x]), change.pop(f"{x}_dtype", dtypes[x])) for x in shapes]
     with pytest.raises(ValueError, match=message):
         forest_attention(*built, **change)

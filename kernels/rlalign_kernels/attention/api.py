@@ -91,8 +91,12 @@ def forest_attention(
     batch, length, heads, width = q.shape
     plan = attention_plan(visible_until) if plan is None else plan
     block_q, block_k = _blocks(length)
-    if plan.count.size * block_q != plan.visible_until.size or plan.visible_until.size < batch * length:
-        raise ValueError(f"the plan covers {plan.visible_until.size} tokens, the batch has {batch * length}")
+    padded = -(-batch * length // max(block_q, block_k)) * max(block_q, block_k)
+    if plan.visible_until.size != padded or plan.count.size * block_q != padded:
+        raise ValueError(
+            f"the plan is for {plan.visible_until.size} tokens in {plan.count.size} tiles, the batch has "
+            f"{batch * length} tokens: use attention_plan(visible_until) of this batch"
+        )
     options = xla.Options(block_q, block_k, width**-0.5 if scale is None else float(scale), window, softcap)
 
     live = (visible_until > 0)[:, :, None, None]

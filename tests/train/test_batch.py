@@ -1,0 +1,118 @@
+"""make_batch: rewards to advantages, prompts stored once, invalid samples nowhere."""
+
+import jax
+import numpy as np
+import pytest
+
+from rlalign.algorithms import ALGORITHMS
+from rlalign.train import make_batch
+from rlalign.types import Prompt, Rewards, Rollouts
+
+PROMPTS = [np.array([3, 1, 4, 1]), Prompt(id=9, tokens=np.array([2, 7])), np.array([5, 5, 5, 5, 5])]
+GRPO = ALGORITHMS["grpo"]
+
+
+def rollouts(seed=0, samples=3, longest=4):
+    """Ragged responses to PROMPTS, as sample() returns them."""
+    rng = np.random.default_rng(seed)
+    count = samples * len(PROMPTS)
+    length = rng.integers(1, longest + 1, count)
+    mask = np.arange(longest)[None, :] < length[:, None]
+    tokens = np.where(mask, rng.integers(1, 30, mask.shape), 0).astype(np.int32)
+    logp = np.where(mask, -rng.random(mask.shape), 0).astype(np.float32)
+    owner = np.repeat(np.arange(len(PROMPTS), dtype=np.int32), samples)
+    return Rollouts(tokens, mask, logp, 2 * logp, np.zeros(count, np.int32), owner)
+
+
+REWARD = np.array([1.0, 0.0, 2.0, 5.0, 5.0, 5.0, 0.0, 0.25, 1.0])
+
+
+def relative(reward, valid):
+    """(r - mean) / (std + 1e-6) within each group of three, by hand."""
+    out = np.zeros(9)
+    for group in range(3):
+        members = [i for i in range(3 * group, 3 * group + 3) if valid[i]]
+        values = np.array([reward[i] for i in members])
+        if len(members) > 1 and np.ptp(values) > 0:
+            out[members] = (values - values.mean()) / (values.std(ddof=1) + 1e-6)
+    return out
+
+
+def response_tokens(batch):
+    flat = batch.packed.forest.token.reshape(-1)
+    return [flat[node[mask]].tolist() for node, mask in zip(batch.packed.node, batch.packed.mask, strict=True)]
+
+
+def test_order_fields_and_advantages():
+    sampled = rollouts()
+    batch = make_batch(GRPO, PROMPTS, sampled, REWARD, row_length=32)
+    np.testing.assert_allclose(batch.advantage, relative(REWARD, np.ones(9, bool)), rtol=1e-5, atol=1e-7)
+    assert not batch.advantage[3:6].any()  # no signal in the second group
+    np.testing.assert_array_equal(batch.old_logp, sampled.logp)  # not what truncation made of it
+    np.testing.assert_array_equal(batch.packed.mask, sampled.mask)
+    assert response_tokens(batch) == [t[m].tolist() for t, m in zip(sampled.tokens, sampled.mask, strict=True)]
+    assert batch.ref_logp is batch.weight is batch.pair is None
+
+
+def test_prompts_are_stored_once():
+    """In every row exactly the distinct prefixes, and each response behind its own prompt."""
+    sampled = rollouts()
+    forest = make_batch(GRPO, PROMPTS, sampled, REWARD, row_length=64).packed.forest
+    paths = set()
+    for n, owner in enumerate(sampled.prompt):
+        whole = (*np.asarray(PROMPTS[owner]).tolist(), *sampled.tokens[n][sampled.mask[n]].tolist())
+        paths |= {whole[: i + 1] for i in range(len(whole))}
+    stored = []
+    for row in range(len(forest.token)):
+        for column in np.flatnonzero(forest.visible_until[row]):
+            path, at = [], column
+            while at >= 0:
+                path.append(int(forest.token[row, at]))
+                at = forest.parent[row, at]
+            stored.append(tuple(path[::-1]))
+    assert len(stored) == len(set(stored)) == len(paths)
+    assert set(stored) == paths
+
+
+@pytest.mark.parametrize("form", ["Rewards", "array"])
+def test_invalid_rewards_are_in_no_statistic_and_no_loss(form):
+    """Their mask is empty and their advantage 0; the others' advantage is that of the group without them."""
+    sampled, reward = rollouts(), REWARD.copy()
+    valid = np.ones(9, bool)
+    valid[[1, 6, 7]] = False
+    reward[~valid] = [np.nan, 1e9, -np.inf] if form == "Rewards" else [np.nan, np.inf, -np.inf]
+    given = Rewards(reward, valid, ("",) * 9) if form == "Rewards" else reward
+    batch = make_batch(GRPO, PROMPTS, sampled, given, row_length=32)
+    np.testing.assert_allclose(batch.advantage, relative(reward, valid), rtol=1e-5, atol=1e-7)
+    assert batch.advantage[0] < 0 < batch.advantage[2]
+    assert not batch.advantage[~valid].any()
+    assert not batch.advantage[6:].any()  # one valid sample is left
+    assert not batch.packed.mask[~valid].any()
+    assert (batch.packed.node[~valid] == -1).all()
+    np.testing.assert_array_equal(batch.packed.mask[valid], sampled.mask[valid])
+    kept = [tokens for tokens, ok in zip(response_tokens(batch), valid, strict=True) if ok]
+    assert kept == [t[m].tolist() for t, m, ok in zip(sampled.tokens, sampled.mask, valid, strict=True) if ok]
+
+
+def test_no_valid_reward_at_all():
+    batch = make_batch(GRPO, PROMPTS, rollouts(), np.full(9, np.nan), row_length=32)
+    assert not batch.packed.mask.any()
+    assert not batch.advantage.any()
+
+
+def test_shapes_are_those_of_the_settings():
+    """Any rewards, the same shapes: nothing is compiled again for a batch with failures."""
+    options = {"row_length": 32, "parts": 2, "num_rows": 4}
+    bad = np.where(np.arange(9) % 2, np.nan, REWARD)
+    batches = [make_batch(GRPO, PROMPTS, rollouts(seed), r, **options) for seed, r in ((0, REWARD), (1, bad))]
+    assert len({tuple(x.shape for x in jax.tree.leaves(b)) for b in batches}) == 1
+    assert batches[0].packed.forest.token.shape == (4, 32)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="learn from rewards, this one has data='demonstrations'"):
+        make_batch(ALGORITHMS["sft"], PROMPTS, rollouts(), REWARD)
+    with pytest.raises(ValueError, match=r"\(4,\) rewards for \(9,\) samples: one each"):
+        make_batch(GRPO, PROMPTS, rollouts(), REWARD[:4])
+    with pytest.raises(ValueError, match="sequence 6 has 6 tokens and row_length is 5"):
+        make_batch(GRPO, PROMPTS, rollouts(longest=1), REWARD, row_length=5)
