@@ -5,7 +5,7 @@
     python experiments/quickstart.py --preset smoke           # under a minute, too short to learn much
 
 A character-level transformer (2 layers, width 64, 0.1 M parameters) first imitates demonstrations of a + b with
-a, b < 100, of which half are wrong; so it knows how sums are written and is right about 1 time in 4. Then it learns
+a, b < 100, of which 70% have a wrong digit; it learns to write sums, and to be wrong as often. Then it learns
 from nothing but a reward of 1 for a right answer. A tenth of all pairs is in neither; accuracy is measured on them.
 
 Writes RUN/report.html; the last line on stdout is the result as JSON. A run that was stopped is continued.
@@ -37,7 +37,7 @@ class Quickstart:
     seed: int = 0
     steps: int = 500
     warmup_steps: int = 600
-    wrong: float = 0.5
+    wrong: float = 0.7
     prompts_per_step: int = 32
     num_samples: int = 8
     learning_rate: float = 5e-4

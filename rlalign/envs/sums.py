@@ -66,8 +66,9 @@ def problems(split: str) -> tuple[Prompt, ...]:
 
 
 def demonstration(problem: Prompt, rng: np.random.Generator, *, wrong: float) -> np.ndarray:
-    """Tokens of the problem and an answer that is off by up to 10 with probability `wrong`, end included."""
-    answer = int(problem.example["answer"][::-1])
+    """Tokens of the problem and its answer, end included; with probability `wrong` one digit of it is another."""
+    digits = [int(letter) for letter in problem.example["answer"]]
     if rng.random() < wrong:
-        answer = abs(answer + int(rng.choice([-1, 1])) * int(rng.integers(1, 11)))
-    return np.concatenate([problem.tokens, encode(written(answer)), np.array([EOS], np.int32)])
+        slip = rng.integers(len(digits))
+        digits[slip] = (digits[slip] + int(rng.integers(1, 10))) % 10
+    return np.concatenate([problem.tokens, encode("".join(map(str, digits))), np.array([EOS], np.int32)])
