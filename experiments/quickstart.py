@@ -1,8 +1,8 @@
 """A tiny policy learns sums from rewards, from one command.
 
-    python experiments/quickstart.py                          # GRPO, about a minute and a half on two cores
+    python experiments/quickstart.py                          # GRPO, a few minutes on two cores
     python experiments/quickstart.py --algorithm gprs --seed 1
-    python experiments/quickstart.py --preset smoke           # under a minute, too short to learn much
+    python experiments/quickstart.py --preset smoke           # short: too short to learn much
 
 A character-level transformer (2 layers, width 64, 0.1 M parameters) first imitates demonstrations of a + b with
 a, b < 100, of which 70% have a wrong digit; it learns to write sums, and to be wrong as often. Then it learns
