@@ -5,14 +5,15 @@ what each later one adds. Runs are cut only where they must be, at the shallowes
 tokens again.
 """
 
-import itertools
-
 import numpy as np
 
 
 def _cost(length: np.ndarray, shared: np.ndarray, run: np.ndarray) -> int:
     """Tokens that a run (ascending indices into the sorted samples) takes in a row."""
-    return int(length[run[0]] + sum(length[b] - shared[a + 1 : b + 1].min() for a, b in itertools.pairwise(run)))
+    if len(run) == 1:
+        return int(length[run[0]])
+    between = np.minimum.reduceat(shared[: run[-1] + 1], run[:-1] + 1)  # tokens a sample shares with the one before
+    return int(length[run].sum() - between.sum())
 
 
 def _work(length: np.ndarray, shared: np.ndarray, run: np.ndarray) -> float:
@@ -22,18 +23,24 @@ def _work(length: np.ndarray, shared: np.ndarray, run: np.ndarray) -> float:
 
 
 def _cut(length: np.ndarray, shared: np.ndarray, run: np.ndarray, row_length: int) -> list[np.ndarray]:
-    """Runs that each fit a row."""
-    if _cost(length, shared, run) <= row_length:
-        return [run]
-    seam = shared[run[1:]]
-    common = int(seam.min())
-    children = np.split(run, np.flatnonzero(seam == common) + 1)
-    if common == 0 or len(children) == 1:
-        return [piece for child in children for piece in _cut(length, shared, child, row_length)]
-    # The children share `common` tokens: gather them again into as few rows as hold them, evenly filled.
-    pieces = [piece for child in children for piece in _cut(length, shared, child, row_length)]
-    extra = [_cost(length, shared, piece) - common for piece in pieces]
-    return _gather(pieces, extra, row_length - common)
+    """Runs that each fit a row: what is too large splits where its samples share least."""
+    runs, children, common = [run], [], []
+    for run in runs:  # grows as it goes, parents before children: prefixes nest deeper than Python may recurse
+        first = len(runs)
+        seam = shared[run[1:]]
+        if _cost(length, shared, run) > row_length:
+            runs += np.split(run, np.flatnonzero(seam == seam.min()) + 1)
+        children.append(range(first, len(runs)))
+        common.append(int(seam.min()) if len(runs) > first else 0)
+    pieces = [[run] for run in runs]
+    for at in reversed(range(len(runs))):
+        if children[at]:
+            pieces[at] = [piece for child in children[at] for piece in pieces[child]]
+        if common[at]:
+            # The children share `common` tokens: gather them again into as few rows as hold them, evenly filled.
+            extra = [_cost(length, shared, piece) - common[at] for piece in pieces[at]]
+            pieces[at] = _gather(pieces[at], extra, row_length - common[at])
+    return pieces[0]
 
 
 def _gather(pieces: list[np.ndarray], size: list[int], capacity: int) -> list[np.ndarray]:

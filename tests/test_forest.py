@@ -240,6 +240,13 @@ def test_a_tree_larger_than_a_row_is_cut_between_samples():
     assert stored(packed) == 5 * 20 + 9 * 15
 
 
+def test_prefixes_nest_deeper_than_python_recurses():
+    history, ends = np.arange(1200), range(1, 1200)
+    sequences = [np.append(history[:n], 5000 + n) for n in ends]
+    packed = pack(sequences, row_length=1300, response_start=list(ends))
+    check_packed(packed, sequences, list(ends))
+
+
 def agent_turns(rng, trajectories, turns):
     """Growing prefixes of trajectories that share a task: what an agent's batch looks like."""
     task, out = rng.integers(0, 99, 12), []
