@@ -15,7 +15,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 from rlalign_kernels.attention.plan import Plan
 
-STREAMS = 2
 MASKED = -1e30  # large and finite: -inf minus -inf is NaN
 
 
@@ -92,31 +91,7 @@ def _forward(options: Options, q, k, v, plan: Plan, position):
         total = jnp.where(seen, total, 1)
         return (out / total[..., None]).astype(q.dtype), jnp.where(seen, top + jnp.log(total), 0)
 
-    return _interleave([jax.lax.map(query_tile, tiles) for tiles in _streams(q.shape[0])])
-
-
-def _streams(count: int) -> list[jax.Array]:
-    """Tile indices dealt out to loops that do not depend on each other, so that the runtime may run them side by side.
-
-    A tile's matrix products are too small for XLA to cut over CPU threads. The number of streams is fixed: it decides
-    the order of the sums for dk and dv, and that must not depend on the machine.
-    """
-    streams = min(STREAMS, count)
-    return [jnp.arange(start, count, streams, dtype=jnp.int32) for start in range(streams)]
-
-
-def _interleave(parts):
-    """Undo the dealing: pytrees of [tiles of one stream, ...] -> pytree of [tiles, ...]."""
-    streams = len(parts)
-
-    def join(*xs):
-        joined = jnp.concatenate(xs)
-        start = [0]
-        for x in xs:
-            start.append(start[-1] + len(x))
-        return joined[jnp.array([start[i % streams] + i // streams for i in range(len(joined))])]
-
-    return jax.tree.map(join, *parts)
+    return jax.lax.map(query_tile, jnp.arange(q.shape[0], dtype=jnp.int32))
 
 
 def _backward(options: Options, q, k, v, plan: Plan, position, out, lse, grad):
@@ -148,9 +123,8 @@ def _backward(options: Options, q, k, v, plan: Plan, position, out, lse, grad):
         return (dk, dv), (dq * options.scale).astype(q.dtype)
 
     start = (jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide))
-    sums, dq = zip(*[jax.lax.scan(query_tile, start, tiles) for tiles in _streams(q.shape[0])], strict=True)
-    dk, dv = (functools.reduce(jnp.add, parts) for parts in zip(*sums, strict=True))
-    return _interleave(dq), dk.astype(k.dtype), dv.astype(v.dtype)
+    (dk, dv), dq = jax.lax.scan(query_tile, start, jnp.arange(q.shape[0], dtype=jnp.int32))
+    return dq, dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
