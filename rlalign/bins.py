@@ -37,25 +37,25 @@ def _cut(length: np.ndarray, shared: np.ndarray, run: np.ndarray, row_length: in
         if children[at]:
             pieces[at] = [piece for child in children[at] for piece in pieces[child]]
         if common[at]:
-            # The children share `common` tokens: gather them again into as few rows as hold them, evenly filled.
+            # The children share `common` tokens: gather them again, so that it is stored in few rows.
             extra = [_cost(length, shared, piece) - common[at] for piece in pieces[at]]
             pieces[at] = _gather(pieces[at], extra, row_length - common[at])
     return pieces[0]
 
 
 def _gather(pieces: list[np.ndarray], size: list[int], capacity: int) -> list[np.ndarray]:
-    """Largest first into the emptiest bin that takes it, among as few bins as can hold all; each bin sorted."""
-    bins: list[list[np.ndarray]] = [[] for _ in range(max(1, -(-sum(size) // max(capacity, 1))))]
-    used = [0] * len(bins)
+    """Largest first into the fullest bin that takes it: what is left over leaves room in one row only."""
+    bins: list[list[np.ndarray]] = []
+    used: list[int] = []
     for index in sorted(range(len(pieces)), key=lambda i: -size[i]):
-        best = min(range(len(bins)), key=used.__getitem__)
-        if used[best] + size[index] > capacity:
+        fits = [i for i, tokens in enumerate(used) if tokens + size[index] <= capacity]
+        if not fits:
             bins.append([])
             used.append(0)
-            best = len(bins) - 1
+        best = max(fits, key=used.__getitem__, default=len(bins) - 1)
         bins[best].append(pieces[index])
         used[best] += size[index]
-    return [np.sort(np.concatenate(b)) for b in bins if b]
+    return [np.sort(np.concatenate(b)) for b in bins]
 
 
 def _spread(length, shared, runs: list[np.ndarray], parts: int) -> list[np.ndarray]:

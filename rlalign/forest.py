@@ -24,6 +24,10 @@ def bucket(count: int) -> int:
     return 3 * power // 4 if count <= 3 * power // 4 else power
 
 
+class NotEnoughRows(ValueError):
+    """`num_rows` rows do not hold the sequences."""
+
+
 def pack(
     sequences: Sequence[np.ndarray],
     *,
@@ -143,7 +147,7 @@ def _rows_per_part(rows, parts, num_rows, row_length) -> int:
     if num_rows is None:
         return bucket(needed)
     if needed * parts > num_rows:
-        raise ValueError(
+        raise NotEnoughRows(
             f"the sequences need {needed} rows of {row_length} tokens in each of {parts} parts, num_rows={num_rows} "
             f"gives {num_rows // parts}: raise num_rows to at least {needed * parts}, or row_length"
         )
