@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlalign.algorithms import Algorithm
-from rlalign.forest import split
+from rlalign.forest import bucket, split
 from rlalign.losses import aggregate_tokens, count_for, kl_estimate, token_mean
 from rlalign.models.decoder import Decoder
 from rlalign.train.mesh import (
@@ -29,15 +29,28 @@ from rlalign.train.mesh import (
     row_shards,
     shard_decoder,
 )
+from rlalign.train.optimizer import with_master_weights
 from rlalign.types import Batch, Packed, Params, TokenForest, TrainState
 
 Metrics = dict[str, jax.Array]
 MAXIMA = frozenset({"ratio_error"})  # metrics that parts combine by their maximum; the others by a mean over tokens
 
 
-def init_state(decoder: Decoder, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; on a mesh, the optimizer's moments are sharded like their parameters."""
+def init_state(
+    decoder: Decoder, params: Params, optimizer: optax.GradientTransformation, *, copy: bool = True
+) -> TrainState:
+    """The state before the first step; on a mesh, the optimizer's moments are sharded like their parameters.
+
+    Args:
+      decoder: the model.
+      params: its parameters; bfloat16 and float16 ones get a float32 copy in the optimizer's state.
+      optimizer: the one that make_train_step gets.
+      copy: False saves the memory of a second copy; the first step then deletes the caller's `params`, because it
+        donates its state.
+    """
     del decoder
+    optimizer = with_master_weights(optimizer)
+    params = jax.tree.map(jnp.copy, params) if copy else params
     # Two zeros: the step donates the state, and no buffer can be donated twice.
     state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
     mesh = getattr(jax.tree.leaves(params)[0].sharding, "mesh", None)
@@ -48,7 +61,7 @@ def split_batch(batch: Batch, parts: int) -> Batch:
     """Every field cut into parts with a leading [parts] axis (forest.split); padding slots have mask False.
 
     Raises:
-      ValueError: rows that do not divide, or a pair whose samples lie in different parts.
+      ValueError: rows that do not divide, a pair whose samples lie in different parts, or one with an empty response.
     """
     packed, sample = split(batch.packed, parts)
     live = sample >= 0
@@ -74,10 +87,14 @@ def _split_pairs(pair, sample: np.ndarray):
     pair = np.asarray(pair)
     pair = pair[(pair >= 0).all(axis=1)]
     home = part[pair]
+    if (home < 0).any():
+        bad = int(np.flatnonzero((home < 0).any(axis=1))[0])
+        raise ValueError(f"pair {pair[bad].tolist()} has a sample without a response token: drop the pair")
     if (home[:, 0] != home[:, 1]).any():
         bad = int(np.flatnonzero(home[:, 0] != home[:, 1])[0])
         raise ValueError(f"pair {pair[bad].tolist()} lies in two parts: give both samples one `unit` in pack")
-    out = np.full((sample.shape[0], sample.shape[1], 2), -1, np.int32)
+    most = int(np.bincount(home[:, 0], minlength=1).max()) if len(home) else 0
+    out = np.full((sample.shape[0], max(bucket(most), sample.shape[1]), 2), -1, np.int32)
     for k in range(sample.shape[0]):
         mine = slot[pair[home[:, 0] == k]]
         out[k, : len(mine)] = mine
@@ -148,10 +165,9 @@ def _gradient(loss, params, batch: Batch, axis_name: str | None, aggregate: str)
 def _update(loss, optimizer, axis_name, aggregate: str, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """One optimizer step; a gradient that is not finite, or exactly zero, leaves parameters and moments as they are."""
     gradient, metrics = _gradient(loss, state.params, batch, axis_name, aggregate)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     # A zero gradient holds no information, but Adam's moments would decay and move the parameters all the same.
     good = jnp.isfinite(norm) & (norm > 0)
-    gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     new = (optax.apply_updates(state.params, updates), opt_state)
     params, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, (state.params, state.opt_state))
@@ -194,6 +210,7 @@ def make_train_step(
     if axis_name is not None and (mesh is not None or microbatches > 1):
         raise ValueError("axis_name goes without mesh and microbatches: split the batch over the devices instead")
     model = shard_decoder(decoder, mesh)
+    optimizer = with_master_weights(optimizer)
 
     def loss(params, batch, denominator):
         return _loss(model, algorithm, mesh, params, batch, denominator)

@@ -1,11 +1,13 @@
 """The optimizer's settings: schedules at several steps, the clip, the decay, and what is refused."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from rlalign.train import OptimizerConfig, make_optimizer, make_schedule
+from rlalign.train.optimizer import with_master_weights
 
 SCHEDULES = {
     "constant": ({"warmup_steps": 4}, lambda t: 1.0),
@@ -90,3 +92,30 @@ def test_refuses_bad_settings(case):
     settings, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**settings)
+
+
+def test_steps_far_below_the_resolution_of_bfloat16_are_not_lost():
+    """Against the same optimizer on float32 weights; bfloat16 alone would change nothing."""
+    rng = np.random.default_rng(0)
+    start = jnp.asarray(rng.normal(0, 0.02, (64, 8)), jnp.bfloat16)
+    inner = make_optimizer(OptimizerConfig(learning_rate=1e-6, max_grad_norm=None))
+    optimizer = with_master_weights(inner)
+    narrow, wide = {"w": start}, {"w": start.astype(jnp.float32)}
+    state, state_wide = optimizer.init(narrow), inner.init(wide)
+    assert {x.dtype for x in jax.tree.leaves(state) if x.ndim} == {jnp.dtype(jnp.float32)}
+    for _ in range(200):
+        gradient = {"w": jnp.asarray(np.sign(rng.normal(0.5, 1, (64, 8))), jnp.float32)}
+        updates, state = optimizer.update(gradient, state, narrow)
+        narrow = optax.apply_updates(narrow, updates)
+        updates, state_wide = inner.update(gradient, state_wide, wide)
+        wide = optax.apply_updates(wide, updates)
+    np.testing.assert_array_equal(np.asarray(state.master["w"]), np.asarray(wide["w"]))
+    np.testing.assert_array_equal(narrow["w"], wide["w"].astype(jnp.bfloat16))
+    assert narrow["w"].dtype == jnp.bfloat16
+    assert np.mean(np.asarray(narrow["w"] != start)) > 0.3
+
+
+def test_wide_parameters_get_no_copy():
+    inner = make_optimizer(OptimizerConfig(learning_rate=1e-3))
+    params = {"w": jnp.zeros(3)}
+    assert jax.tree.structure(with_master_weights(inner).init(params)) == jax.tree.structure(inner.init(params))

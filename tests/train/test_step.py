@@ -257,6 +257,26 @@ def test_split_batch_keeps_pairs_together():
         split_batch(apart, 2)
 
 
+def test_one_chosen_answer_may_have_many_rejected_ones():
+    sequences = [np.array([1, 2, 3]), np.array([1, 2, 4]), np.array([1, 2, 5]), np.array([1, 2])]
+    packed = pack(sequences, row_length=8, response_start=[2] * 4)
+    many = np.array([[0, 1], [0, 2], [1, 2], [1, 0], [2, 0], [2, 1]], np.int32)
+    found = split_batch(Batch(packed, pair=many), 1)
+    pair = found.pair[0]
+    assert sorted(map(tuple, pair[pair[:, 0] >= 0].tolist())) == sorted(map(tuple, many.tolist()))
+    with pytest.raises(ValueError, match=r"pair \[0, 3\] has a sample without a response token: drop the pair"):
+        split_batch(Batch(packed, pair=np.array([[0, 3]])), 1)
+
+
+def test_the_callers_parameters_outlive_the_first_step():
+    mine = params(NARROW)
+    state = init_state(Decoder(NARROW), mine, make_optimizer(OptimizerConfig(learning_rate=1e-2)))
+    given = init_state(Decoder(NARROW), mine, make_optimizer(OptimizerConfig(learning_rate=1e-2)), copy=False)
+    ours = {id(x) for x in jax.tree.leaves(mine)}
+    assert not ours & {id(x) for x in jax.tree.leaves(state.params)}
+    assert ours == {id(x) for x in jax.tree.leaves(given.params)}
+
+
 def test_rows_that_do_not_divide_are_refused():
     data = Batch(SAMPLES.pack(row_length=48, num_rows=4))
     with pytest.raises(ValueError, match=r"4 rows do not split into 3 equal parts: call pack\(..., parts=3\)"):
