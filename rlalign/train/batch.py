@@ -11,6 +11,8 @@ from rlalign.algorithms import Algorithm
 from rlalign.forest import pack
 from rlalign.types import Batch, Packed, Rewards, Rollouts
 
+MAX_WEIGHT = 2.0  # where importance weights are cut (truncated importance sampling)
+
 
 @functools.lru_cache(maxsize=64)
 def _advantage(algorithm: Algorithm, num_groups: int):
@@ -38,8 +40,8 @@ def make_batch(
       row_length, parts, num_rows: see pack.
 
     Returns:
-      Batch of N samples in the order of `rollouts`. Invalid samples have an empty mask and advantage 0: they are in no
-      statistic and no loss.
+      Batch of N samples in the order of `rollouts`, with weight = min(exp(logp - behaviour_logp), 2), exactly 1 without
+      top-k and top-p. Invalid samples have an empty mask and advantage 0: they are in no statistic and no loss.
 
     Raises:
       ValueError: an algorithm without advantage, or rewards of another length.
@@ -53,7 +55,9 @@ def make_batch(
     group = jnp.asarray(rollouts.prompt)
     advantage = _advantage(algorithm, len(prompts))(jnp.asarray(values), group, valid=jnp.asarray(valid))
     packed = pack_rollouts(prompts, rollouts, valid, row_length=row_length, parts=parts, num_rows=num_rows)
-    return Batch(packed, advantage=np.asarray(advantage), old_logp=rollouts.logp)
+    # Top-k and top-p sample from another distribution than the policy that is trained (1 exactly without them).
+    weight = np.minimum(np.exp(rollouts.logp - rollouts.behaviour_logp), MAX_WEIGHT)
+    return Batch(packed, advantage=np.asarray(advantage), old_logp=rollouts.logp, weight=weight)
 
 
 def pack_rollouts(

@@ -51,7 +51,7 @@ def test_order_fields_and_advantages():
     np.testing.assert_array_equal(batch.old_logp, sampled.logp)  # not what truncation made of it
     np.testing.assert_array_equal(batch.packed.mask, sampled.mask)
     assert response_tokens(batch) == [t[m].tolist() for t, m in zip(sampled.tokens, sampled.mask, strict=True)]
-    assert batch.ref_logp is batch.weight is batch.pair is None
+    assert batch.ref_logp is batch.pair is None
 
 
 def test_prompts_are_stored_once():
@@ -116,3 +116,14 @@ def test_refusals():
         make_batch(GRPO, PROMPTS, rollouts(), REWARD[:4])
     with pytest.raises(ValueError, match="sequence 6 has 6 tokens and row_length is 5"):
         make_batch(GRPO, PROMPTS, rollouts(longest=1), REWARD, row_length=5)
+
+
+def test_the_weight_corrects_for_truncated_sampling():
+    sampled = rollouts()
+    assert (
+        make_batch(GRPO, PROMPTS, sampled._replace(behaviour_logp=sampled.logp), REWARD, row_length=32).weight == 1
+    ).all()
+    weight = make_batch(GRPO, PROMPTS, sampled, REWARD, row_length=32).weight
+    np.testing.assert_allclose(weight, np.minimum(np.exp(-sampled.logp), 2.0), rtol=1e-6)
+    assert (weight == 2).any()
+    assert ((weight > 1) & (weight < 2)).any()
