@@ -2,7 +2,7 @@
 
     folder/
       120/state/...       the TrainState, written by Orbax (StandardSave): every array, sharded or not
-      120/meta/...        a JSON item: configuration, fingerprints, loop step, best metric
+      120/meta/...        a JSON item: configuration, fingerprints of model and prompts, loop step
       120/files.json      every file of the step and its size, written last
       best.json           the step that retention must never delete
 
@@ -263,11 +263,10 @@ def check_same(saved: Mapping[str, Any], config: Mapping[str, Any], *, allow: Se
     refused = [name for name in changed if not any(name == a or name.startswith(f"{a}.") for a in allow)]
     if refused:
         lines = [f"  {name}: saved {before.get(name, 'absent')}, now {now.get(name, 'absent')}" for name in refused]
-        remedy = " ".join(f"--allow-change {name}" for name in refused)
         raise ConfigMismatch(
             "the run was started with another configuration:\n"
             + "\n".join(lines)
-            + f"\nUse the saved values, a new run folder, or accept the change with {remedy}"
+            + f"\nUse the saved values, a new run folder, or accept the change with allow_change={tuple(refused)}"
         )
     return changed
 

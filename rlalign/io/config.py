@@ -77,6 +77,15 @@ class RunConfig:
                 f"sampling.num_samples={self.sampling.num_samples}: a group of one has no baseline and every advantage "
                 "is 0; use at least 2"
             )
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
+        updates = self.steps * self.epochs * self.minibatches
+        horizon = self.optimizer.total_steps
+        if self.optimizer.schedule != "constant" and horizon is not None and horizon < updates:
+            raise ValueError(
+                f"optimizer.total_steps={horizon} ends the learning rate before the run's {updates} updates (steps * "
+                f"epochs * minibatches): raise it to at least {updates}"
+            )
         self.profile_range()
 
     def _at_least_one(self, name: str) -> None:

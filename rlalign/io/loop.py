@@ -7,6 +7,8 @@ Every random choice is a function of (seed, step), so a run that is killed and s
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import signal
 import sys
@@ -23,15 +25,18 @@ from rlalign.algorithms import ALGORITHMS, Algorithm
 from rlalign.compat import CompileCounter
 from rlalign.io.checkpoint import Checkpoints, check_same
 from rlalign.io.config import RunConfig
-from rlalign.io.files import write_atomic
+from rlalign.io.files import fingerprint, write_atomic
 from rlalign.io.metrics import MetricsLog, progress, read_metrics
 from rlalign.io.report import write_report
-from rlalign.io.runner import Runner, resolve
+from rlalign.io.runner import Runner, check_run, resolve
 from rlalign.models.decoder import Decoder
 from rlalign.rewards import RewardGuard
 from rlalign.train.optimizer import make_optimizer
 from rlalign.train.step import init_state
 from rlalign.types import Params, Prompt, TrainState
+
+# Settings that do not touch the numbers of a run: they may differ when it is continued.
+HARMLESS = ("folder", "profile", "steps", "num_rows", "reward_workers", "keep", "checkpoint_every", "samples_shown")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,7 @@ def fit(
     decode: Callable[[list[int]], str] | None = None,
     algorithm: Algorithm | None = None,
     mesh: Mesh | None = None,
+    allow_change: Sequence[str] = (),
 ) -> Result:
     """Train a policy by reinforcement learning; continue the run in config.folder if there is one.
 
@@ -74,29 +80,33 @@ def fit(
       decode: token ids -> text; None hands the ids to the reward.
       algorithm: in place of ALGORITHMS[config.algorithm].
       mesh: see make_mesh; `params` must lie on it.
+      allow_change: dotted names of settings that may differ from those that the run in config.folder was started with.
+        What does not touch the numbers (HARMLESS) always may.
 
     Returns:
       Result.
 
     Raises:
-      ValueError: settings that do not go together, before anything is sampled.
+      ValueError: settings that do not go together, before anything is sampled or written; ConfigMismatch where the run
+        in config.folder was started with other settings, another model, algorithm, reference or other prompts.
       RunAborted: too many invalid rewards in a step, or non-finite gradients in a row.
     """
     algorithm = resolve(config, algorithm or ALGORITHMS[config.algorithm])
+    check_run(config, decoder, prompts, eval_prompts, mesh)
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    saved = json.loads(json.dumps(dataclasses.asdict(config)))
+    reference = params if algorithm.kl_coef > 0 else None
+    saved = json.loads(json.dumps(dataclasses.asdict(config) | _identity(decoder, algorithm, reference, prompts)))
     optimizer = make_optimizer(config.optimizer)
     with contextlib.ExitStack() as stack:
         guard = stack.enter_context(
             RewardGuard(reward, workers=config.reward_workers, time_limit=config.reward_limit, decode=decode)
         )
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep))
-        # A copy: the step donates its state, and the caller's parameters stay as the reference.
-        state = init_state(decoder, jax.tree.map(lambda x: x.copy(), params), optimizer)
+        state = init_state(decoder, params, optimizer)
         start = 0
         if checkpoints.latest() is not None:
-            check = lambda meta: check_same(meta["config"], saved, allow=("folder", "profile"))
+            check = lambda meta: check_same(meta["config"], saved, allow=(*HARMLESS, *allow_change))
             state, meta = checkpoints.restore(None, state, check=check)
             start = meta["step"]
         run = Runner(config, algorithm, decoder, params, prompts, eval_prompts, guard, mesh, optimizer)
@@ -105,23 +115,25 @@ def fit(
         metrics_log = stack.enter_context(MetricsLog(folder / "metrics.jsonl", resume_step=start))
         show = stack.enter_context(progress(config.steps, start))
         stop = stack.enter_context(_asked_to_stop())
-        compiles = CompileCounter()
+        compiles, highest = CompileCounter(), _best(folder / "metrics.jsonl")
+        trace = stack.enter_context(_profiler(folder / "profile", config.profile_range()))
         for step in range(start, config.steps + 1):
             begin = time.perf_counter()
             metrics: dict[str, Any] = {}
             if step % config.eval_every == 0 or step == config.steps:
                 metrics |= run.evaluate(state, step, folder / "samples.jsonl")
-            best = metrics.get("eval_accuracy", -1) > _best(folder / "metrics.jsonl")
+            best = metrics.get("eval_accuracy", -1) > highest
+            highest = max(highest, metrics.get("eval_accuracy", -1))
             if best or step % config.checkpoint_every == 0 or step == config.steps or stop:
-                if checkpoints.latest() != step:
+                if checkpoints.problem(step) is not None:  # none yet, or a damaged one
                     checkpoints.save(step, state, {"config": saved})
                 if best:
                     checkpoints.mark_best(step, metrics["eval_accuracy"])
             if stop:
                 raise SystemExit(0)
+            trace(step)
             if step < config.steps:
-                with _trace(folder, step, config):
-                    state, trained = run.step(state, step)
+                state, trained = run.step(state, step)
                 metrics |= trained
             metrics |= {"seconds": time.perf_counter() - begin, "compiles": compiles.take()}
             metrics_log.write(step, metrics)
@@ -132,6 +144,25 @@ def fit(
     return Result(state, accuracy, max(accuracy, key=lambda s: (accuracy[s], -s)), folder)
 
 
+def _identity(decoder: Decoder, algorithm: Algorithm, reference: Params | None, prompts: Sequence[Prompt]) -> dict:
+    """What makes a run this run, besides its settings; compared when it is continued."""
+
+    def plain(value):
+        if isinstance(value, functools.partial):
+            return {"function": plain(value.func), **value.keywords}
+        return f"{value.__module__}.{value.__qualname__}" if callable(value) else value
+
+    tokens = hashlib.sha256()
+    for p in prompts:
+        tokens.update(np.asarray(p, np.int64).tobytes() + b"|")
+    return {
+        "decoder": dataclasses.asdict(decoder.config),
+        "algorithm_settings": {f.name: plain(getattr(algorithm, f.name)) for f in dataclasses.fields(algorithm)},
+        "reference_sha256": None if reference is None else fingerprint(reference),
+        "prompts_sha256": tokens.hexdigest(),
+    }
+
+
 def _about(config: dict, decoder: Decoder) -> dict:
     """The configuration and what it ran on, for the report."""
     size = jax.eval_shape(decoder.init, 0)
@@ -139,7 +170,6 @@ def _about(config: dict, decoder: Decoder) -> dict:
     return {
         **config,
         "model": f"{decoder.config.layers} layers, width {decoder.config.width}, {parameters:,} parameters",
-        "decoder": dataclasses.asdict(decoder.config),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {"python": sys.version.split()[0], "jax": jax.__version__},
     }
@@ -161,13 +191,24 @@ def _keep_samples_before(path: Path, step: int) -> None:
 
 
 @contextlib.contextmanager
-def _trace(folder: Path, step: int, config: RunConfig) -> Iterator[None]:
-    steps = config.profile_range()
-    if steps and step == steps[0]:
-        jax.profiler.start_trace(str(folder / "profile"))
-    yield
-    if steps and step == steps[-1]:
-        jax.profiler.stop_trace()
+def _profiler(folder: Path, steps: range) -> Iterator[Callable[[int], None]]:
+    """A function to call at the beginning of every step; the trace is written at the end of `steps`, or of the run."""
+    running = False
+
+    def at(step: int) -> None:
+        nonlocal running
+        if (step in steps) != running:
+            if running:
+                jax.profiler.stop_trace()
+            else:
+                jax.profiler.start_trace(str(folder))
+            running = not running
+
+    try:
+        yield at
+    finally:
+        if running:
+            jax.profiler.stop_trace()
 
 
 @contextlib.contextmanager

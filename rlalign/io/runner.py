@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import sys
@@ -12,10 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rlalign.algorithms import ALGORITHMS, Algorithm
+from rlalign.forest import NotEnoughRows
 from rlalign.io.config import RunConfig
 from rlalign.io.data import prompts_at_step
+from rlalign.models.decoder import Decoder
 from rlalign.rewards import score
 from rlalign.rollout import sample
 from rlalign.train.batch import make_batch
@@ -83,15 +87,7 @@ class Runner:
             rewards = score(self.guard, prompts, rollouts)
         self._check_rewards(rewards)
         with clock("pack"):
-            batch = make_batch(
-                self.algorithm,
-                prompts,
-                rollouts,
-                rewards,
-                row_length=config.row_length,
-                parts=self.parts,
-                num_rows=config.num_rows,
-            )
+            batch = self._pack(prompts, rollouts, rewards)
             if self.reference is not None:
                 batch = batch._replace(ref_logp=self.score(self.reference, batch.packed))
         with clock("update"):
@@ -103,6 +99,17 @@ class Runner:
         metrics["tokens_per_second"] = metrics["tokens_repeated"] / seconds
         metrics["learning_rate"] = learning_rate
         return state, metrics
+
+    def _pack(self, prompts, rollouts: Rollouts, rewards: Rewards) -> Batch:
+        """The batch in num_rows rows, or, where its samples share too little for that, in the next bucket of rows."""
+        pack = functools.partial(
+            make_batch, self.algorithm, prompts, rollouts, rewards, row_length=self.config.row_length, parts=self.parts
+        )
+        try:
+            return pack(num_rows=self.config.num_rows)
+        except NotEnoughRows as error:
+            log.warning("a batch of another shape, which compiles once: %s", error)
+            return pack(num_rows=None)
 
     def _updates(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         """config.epochs passes in config.minibatches optimizer steps each; metrics are those of the last."""
@@ -169,7 +176,10 @@ class Runner:
 
 
 def rollout_metrics(config: RunConfig, prompts, rollouts: Rollouts, rewards: Rewards, batch: Batch) -> dict[str, float]:
-    """What a person watches of one rollout batch; shares in [0, 1], lengths and counts in tokens."""
+    """What a person watches of one rollout batch; shares in [0, 1], lengths and counts in tokens.
+
+    tokens_repeated counts every sample with its prompt, tokens_stored what the forest holds of them.
+    """
     valid, mask = rewards.valid, np.asarray(rollouts.mask)
     reward = np.where(valid, np.nan_to_num(rewards.reward), 0.0)
     length = mask.sum(axis=1)
@@ -187,6 +197,39 @@ def rollout_metrics(config: RunConfig, prompts, rollouts: Rollouts, rewards: Rew
         "tokens_stored": int(np.sum(np.asarray(batch.packed.forest.visible_until) > 0)),
         "tokens_repeated": int(np.sum(prompt_length[rollouts.prompt] + length)),
     }
+
+
+def check_run(config: RunConfig, decoder: Decoder, prompts, eval_prompts, mesh: Mesh | None) -> None:
+    """Refuses, before anything is written or sampled, what would fail later.
+
+    Raises:
+      ValueError: no prompts, prompts too long for a row or the model, an end token outside the vocabulary, or rows that
+        do not divide into parts; NotImplementedError: several processes.
+    """
+    if jax.process_count() > 1:
+        raise NotImplementedError(f"fit runs in one process, there are {jax.process_count()}: own the loop instead")
+    for name, some in (("prompts", prompts), ("eval_prompts", eval_prompts)):
+        if not len(some):
+            raise ValueError(f"{name} is empty: give at least one")
+        length = [len(np.asarray(p)) for p in some]
+        longest = int(np.argmax(length))
+        need = length[longest] + config.sampling.max_new_tokens
+        limits = (("row_length", config.row_length), ("the model's max_positions", decoder.config.max_positions))
+        for what, limit in limits:
+            if need > limit:
+                raise ValueError(
+                    f"{name}[{longest}] has {length[longest]} tokens, with max_new_tokens="
+                    f"{config.sampling.max_new_tokens} that is {need}, and {what} is {limit}: "
+                    f"raise {what} to at least {need}, or drop the prompt"
+                )
+    beyond = [i for i in config.sampling.eos_ids if not 0 <= i < decoder.config.vocab_size]
+    if beyond:
+        raise ValueError(f"sampling.eos_ids holds {beyond[0]}, the vocabulary has {decoder.config.vocab_size}")
+    parts = config.minibatches * config.microbatches * row_shards(mesh)
+    if config.num_rows is not None and config.num_rows % parts:
+        raise ValueError(
+            f"num_rows={config.num_rows} does not divide into {parts} parts (minibatches * microbatches * data * fsdp)"
+        )
 
 
 def resolve(config: RunConfig, algorithm: Algorithm) -> Algorithm:

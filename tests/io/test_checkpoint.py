@@ -337,7 +337,7 @@ def test_differences_are_listed_with_both_values_and_the_remedy():
         "  gone: saved null, now absent\n"
         "  model.width: saved absent, now 64\n"
         "Use the saved values, a new run folder, or accept the change with "
-        "--allow-change sampling.k --allow-change gone --allow-change model.width"
+        "allow_change=('sampling.k', 'gone', 'model.width')"
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import rlalign as ra
 from rlalign.envs import sums
-from rlalign.io.checkpoint import ConfigMismatch
+from rlalign.io.checkpoint import Checkpoints, ConfigMismatch, DamagedCheckpoint
 from rlalign.io.files import fingerprint
 from rlalign.io.metrics import read_metrics
 from rlalign.io.runner import RunAborted
@@ -55,16 +55,8 @@ def config(folder, **changes):
 
 
 def run(settings, reward=graders.even, **more):
-    return ra.fit(
-        settings,
-        decoder=DECODER,
-        params=DECODER.init(0),
-        prompts=sums.problems("train")[:40],
-        eval_prompts=sums.problems("held-out"),
-        reward=reward,
-        decode=sums.decode,
-        **more,
-    )
+    usual = {"decoder": DECODER, "prompts": sums.problems("train")[:40], "eval_prompts": sums.problems("held-out")}
+    return ra.fit(settings, params=DECODER.init(0), reward=reward, decode=sums.decode, **(usual | more))
 
 
 def test_a_run_logs_evaluates_and_reports(tmp_path):
@@ -91,7 +83,7 @@ def test_the_callers_parameters_are_left_alone(tmp_path):
     assert fingerprint(DECODER.init(0)) == before
 
 
-def test_a_longer_run_continues_in_the_same_bits(tmp_path):
+def test_a_killed_run_continues_in_the_same_bits(tmp_path):
     whole = run(config(tmp_path / "whole", eval_every=1))
     part = tmp_path / "part"
     run(config(part, eval_every=1))
@@ -109,6 +101,38 @@ def test_another_configuration_is_refused_on_resume(tmp_path):
     run(config(tmp_path, steps=1))
     with pytest.raises(ConfigMismatch, match=r"seed"):
         run(config(tmp_path, steps=1, seed=5))
+
+
+def test_a_longer_run_continues_and_a_named_change_is_accepted(tmp_path):
+    run(config(tmp_path, steps=1))
+    result = run(config(tmp_path, steps=2, seed=5), allow_change=["seed"])
+    assert int(result.state.step + result.state.skipped) == 2
+
+
+def test_another_model_algorithm_or_prompts_are_refused_on_resume(tmp_path):
+    run(config(tmp_path, steps=1))
+    other = ra.Decoder(dataclasses.replace(DECODER.config, rope_theta=5e5))
+    with pytest.raises(ConfigMismatch, match=r"decoder\.rope_theta: saved 10000\.0, now 500000\.0"):
+        run(config(tmp_path, steps=2), decoder=other)
+    with pytest.raises(ConfigMismatch, match=r"algorithm_settings\.entropy_coef: saved 0\.0, now 0\.1"):
+        run(config(tmp_path, steps=2), algorithm=dataclasses.replace(ra.ALGORITHMS["grpo"], entropy_coef=0.1))
+    with pytest.raises(ConfigMismatch, match="prompts_sha256"):
+        run(config(tmp_path, steps=2), prompts=sums.problems("train")[:39])
+
+
+def test_a_damaged_last_checkpoint_is_written_anew(tmp_path):
+    run(config(tmp_path, steps=2))
+    (tmp_path / "checkpoints" / "2" / "files.json").unlink()
+    with pytest.warns(DamagedCheckpoint):
+        run(config(tmp_path, steps=2))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.problem(2) is None
+
+
+def test_a_batch_that_needs_more_rows_goes_to_the_next_bucket(tmp_path, caplog):
+    result = run(config(tmp_path, steps=1, row_length=16, num_rows=2))
+    assert int(result.state.step + result.state.skipped) == 1
+    assert "a batch of another shape, which compiles once: the sequences need" in caplog.text
 
 
 def test_epochs_and_minibatches_leave_the_old_policy(tmp_path):
@@ -155,7 +179,7 @@ def test_a_reward_that_always_raises_ends_the_run_with_code_3(tmp_path, capsys):
 
 
 def test_a_profile_is_written(tmp_path):
-    run(config(tmp_path, steps=3, profile="1:2"))
+    run(config(tmp_path, steps=3, profile="1:9"))  # written at the end of the run at the latest
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
@@ -164,6 +188,11 @@ def test_a_profile_is_written(tmp_path):
     [
         ({"algorithm": "grop"}, "unknown algorithm 'grop': choose one of grpo"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be >= 0, got -1"),
+        (
+            {"epochs": 2, "optimizer": ra.OptimizerConfig(1e-3, schedule="linear", total_steps=5)},
+            "total_steps=5 ends the learning rate before the run's 8 updates",
+        ),
         ({"profile": "5:3"}, "FIRST:END"),
         ({"max_invalid_share": 1.5}, r"max_invalid_share must lie in \[0, 1\]"),
         ({"sampling": ra.SampleConfig(1, 4, eos_ids=(1,))}, "a group of one has no baseline"),
@@ -179,12 +208,22 @@ def test_bad_settings_are_refused_when_built(tmp_path, changes, text):
     [
         ({"algorithm": "sft"}, "learns from demonstrations, not from rewards"),
         ({"sampling": ra.SampleConfig(2, 4, eos_ids=(1,), temperature=0.5)}, "both sides of the importance ratio"),
-        ({"row_length": 8}, "raise row_length to at least"),
+        ({"row_length": 8}, r"prompts\[0\] has 6 tokens, with max_new_tokens=4 that is 10, and row_length is 8: raise"),
+        ({"sampling": ra.SampleConfig(2, 12, eos_ids=(1,))}, "max_positions is 16: raise"),
+        ({"sampling": ra.SampleConfig(2, 4, eos_ids=(99,))}, "eos_ids holds 99, the vocabulary has 14"),
+        ({"num_rows": 3, "minibatches": 2}, "num_rows=3 does not divide into 2 parts"),
     ],
 )
 def test_settings_at_odds_with_the_algorithm_or_the_data(tmp_path, changes, text):
+    folder = tmp_path / "run"
     with pytest.raises(ValueError, match=text):
-        run(config(tmp_path, **changes))
+        run(config(folder, **changes))
+    assert not folder.exists(), "refused before anything is written"
+
+
+def test_no_prompts_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="eval_prompts is empty: give at least one"):
+        run(config(tmp_path), eval_prompts=[])
 
 
 def test_a_prompt_that_comes_twice_in_a_step_is_sampled_anew(tmp_path):
