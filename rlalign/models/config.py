@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 RopeKind = Literal["linear", "llama3", "yarn"]
-Remat = Literal["none", "attention", "full"]
+Remat = Literal["none", "full"]
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -82,7 +82,7 @@ class ModelConfig:
       mlp_bias: a bias on the three projections of the MLP.
       qk_norm: an RMSNorm over each head's D query and key values, before the rotation (Qwen3).
       max_positions: the longest context the model was made for.
-      remat: what the backward pass recomputes: "none", "attention" or "full" (whole layers).
+      remat: what the backward pass recomputes: "none" or "full" (whole layers, but never their attention).
       dtype: of parameters and activations: "float32", "bfloat16" or "float64".
 
     Raises:

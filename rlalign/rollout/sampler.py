@@ -168,7 +168,7 @@ def _own_ids(prompts: Sequence) -> list[int]:
     seen: collections.Counter[int] = collections.Counter()
     ids = []
     for i, p in enumerate(prompts):
-        own = p.id if isinstance(p, Prompt) else i
+        own = int(p.id) if isinstance(p, Prompt) else i
         ids.append(own + seen[own] * 0x9E3779B1)  # an odd multiplier: no two occurrences agree modulo 2**32
         seen[own] += 1
     return ids
@@ -213,7 +213,7 @@ def sample(
     token, length = np.zeros((count, width), np.int32), np.ones(count, np.int32)
     ids, real = np.zeros(count, np.uint32), np.arange(count) < len(tokens)
     for i, p in enumerate(tokens):
-        token[i, : len(p)], length[i], ids[i] = p, len(p), prompt_ids[i] % 2**32
+        token[i, : len(p)], length[i], ids[i] = p, len(p), int(prompt_ids[i]) % 2**32
     arrays = (token, length, real, ids)
     if mesh is not None:
         arrays = tuple(jax.device_put(x, NamedSharding(mesh, P(ROWS))) for x in arrays)

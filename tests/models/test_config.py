@@ -30,7 +30,7 @@ BAD_CONFIG = {
     "rope_theta": (1.0, r"ModelConfig\.rope_theta=1\.0 must be a finite number > 1, such as 10000\.0"),
     "norm_eps": (0.0, r"ModelConfig\.norm_eps=0\.0 must be a finite number > 0"),
     "rope_scaling": ({"factor": 2}, r"ModelConfig\.rope_scaling=\{'factor': 2\} must be None or a RopeScaling"),
-    "remat": ("all", r"ModelConfig\.remat='all' is not known; choose one of 'none', 'attention', 'full'"),
+    "remat": ("all", r"ModelConfig\.remat='all' is not known; choose one of 'none', 'full'"),
     "dtype": ("float16", r"ModelConfig\.dtype='float16' is not known; choose one of 'float32', 'bfloat16', 'float64'"),
 }
 

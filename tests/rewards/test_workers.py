@@ -263,6 +263,15 @@ def test_a_guard_may_live_in_a_thread_and_its_function_use_signals():
     assert results == [[1.0]]
 
 
+@pytest.fixture
+def interruptible():
+    """A shell's background jobs ignore interrupts, and so would a test in one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_passes_and_leaves_no_answer_behind():
     with RewardGuard(graders.python, workers=2, time_limit=30.0) as guard:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
