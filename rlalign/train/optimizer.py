@@ -89,10 +89,10 @@ def with_master_weights(optimizer: optax.GradientTransformation) -> optax.Gradie
             return optimizer.init(params)
         return MasterState(wide(params), optimizer.init(wide(params)))
 
-    def update(gradient, state, params=None):
+    def update(updates, state, params=None):
         if not isinstance(state, MasterState):
-            return optimizer.update(gradient, state, params)
-        change, inner = optimizer.update(wide(gradient), state.inner, state.master)
+            return optimizer.update(updates, state, params)
+        change, inner = optimizer.update(wide(updates), state.inner, state.master)
         master = optax.apply_updates(state.master, change)
         rounded = jax.tree.map(lambda m, p: m.astype(p.dtype).astype(m.dtype) - p.astype(m.dtype), master, params)
         return rounded, MasterState(master, inner)
