@@ -5,10 +5,11 @@ import os
 import shutil
 import tempfile
 
-# Most of the time goes into compiling tiny programs: LLVM leaves them as they are (the killed runs of tests/faults, which
-# start processes of their own, are optimised as usual).
-flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+# Most of the time goes into compiling tiny programs, so LLVM leaves them as they are. The killed runs of tests/faults
+# start processes of their own, optimised as usual.
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The same tiny programs are built by many tests: each is compiled once a session.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rlalign-compiled-")
