@@ -35,7 +35,7 @@ from rlalign.train.optimizer import make_optimizer
 from rlalign.train.step import init_state
 from rlalign.types import Params, Prompt, TrainState
 
-# Settings that do not touch the numbers of a run: they may differ when it is continued.
+# Settings that touch nothing of a run but, for num_rows, the last bits: they may differ when it is continued.
 HARMLESS = ("folder", "profile", "steps", "num_rows", "reward_workers", "keep", "checkpoint_every", "samples_shown")
 
 
