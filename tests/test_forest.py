@@ -240,6 +240,16 @@ def test_a_tree_larger_than_a_row_is_cut_between_samples():
     assert stored(packed) == 5 * 20 + 9 * 15
 
 
+def test_trees_that_were_cut_leave_few_rows_half_full():
+    """32 questions, 8 answers of random digits each: the questions share digits, so no row boundary is natural."""
+    rng = np.random.default_rng(0)
+    questions = [rng.integers(2, 12, 6) for _ in range(32)]
+    sequences = [np.concatenate([q, rng.integers(2, 12, 3), [1]]) for q in questions for _ in range(8)]
+    packed = pack(sequences, row_length=120, response_start=[6] * 256, num_rows=12)
+    check_packed(packed, sequences, [6] * 256)
+    assert stored(packed) <= 11 * 120
+
+
 def test_prefixes_nest_deeper_than_python_recurses():
     history, ends = np.arange(1200), range(1, 1200)
     sequences = [np.append(history[:n], 5000 + n) for n in ends]
