@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlalign.envs import sums
 from rlalign.forest import pack
 from rlalign.models.config import ModelConfig
 from rlalign.models.decoder import Decoder
@@ -15,6 +16,22 @@ from rlalign_kernels.attention.reference import reference_attention
 SHAPE = {"vocab_size": 17, "width": 16, "layers": 2, "heads": 4, "kv_heads": 2, "mlp_width": 24, "max_positions": 64}
 QWEN2 = ModelConfig(**SHAPE, head_width=4, tied_head=True, qkv_bias=True)
 QWEN3 = ModelConfig(**SHAPE, head_width=6, tied_head=False, qk_norm=True)  # heads * head_width is not width
+
+
+def sums_model(width: int) -> ModelConfig:
+    """One layer, two heads, for the problem of rlalign.envs.sums."""
+    return ModelConfig(
+        vocab_size=sums.VOCAB_SIZE,
+        width=width,
+        layers=1,
+        heads=2,
+        kv_heads=2,
+        head_width=width // 2,
+        mlp_width=4 * width,
+        max_positions=16,
+        tied_head=True,
+        qk_norm=True,
+    )
 
 
 def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.3):

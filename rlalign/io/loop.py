@@ -103,12 +103,7 @@ def fit(
             RewardGuard(reward, workers=config.reward_workers, time_limit=config.reward_limit, decode=decode)
         )
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep))
-        state = init_state(decoder, params, optimizer)
-        start = 0
-        if checkpoints.latest() is not None:
-            check = lambda meta: check_same(meta["config"], saved, allow=(*HARMLESS, *allow_change))
-            state, meta = checkpoints.restore(None, state, check=check)
-            start = meta["step"]
+        state, start = _resume(checkpoints, init_state(decoder, params, optimizer), saved, allow_change)
         run = Runner(config, algorithm, decoder, params, prompts, eval_prompts, guard, mesh, optimizer)
         write_atomic(folder / "config.json", json.dumps(_about(saved, decoder), indent=1))
         _keep_samples_before(folder / "samples.jsonl", start)
@@ -122,13 +117,10 @@ def fit(
             metrics: dict[str, Any] = {}
             if step % config.eval_every == 0 or step == config.steps:
                 metrics |= run.evaluate(state, step, folder / "samples.jsonl")
-            best = metrics.get("eval_accuracy", -1) > highest
-            highest = max(highest, metrics.get("eval_accuracy", -1))
-            if best or step % config.checkpoint_every == 0 or step == config.steps or stop:
-                if checkpoints.problem(step) is not None:  # none yet, or a damaged one
-                    checkpoints.save(step, state, {"config": saved})
-                if best:
-                    checkpoints.mark_best(step, metrics["eval_accuracy"])
+            accuracy = metrics.get("eval_accuracy", -1.0)
+            if accuracy > highest or step % config.checkpoint_every == 0 or step == config.steps or stop:
+                _save(checkpoints, step, state, saved, best=accuracy if accuracy > highest else None)
+            highest = max(highest, accuracy)
             if stop:
                 raise SystemExit(0)
             trace(step)
@@ -140,17 +132,44 @@ def fit(
             if step < config.steps:
                 show(metrics)
     write_report(folder)
-    accuracy = _accuracy(folder / "metrics.jsonl")
-    return Result(state, accuracy, max(accuracy, key=lambda s: (accuracy[s], -s)), folder)
+    curve = _accuracy(folder / "metrics.jsonl")
+    return Result(state, curve, max(curve, key=lambda s: (curve[s], -s)), folder)
+
+
+def _resume(
+    checkpoints: Checkpoints, state: TrainState, saved: dict, allow_change: Sequence[str]
+) -> tuple[TrainState, int]:
+    """The newest intact state and its step, if it belongs to this run; the given one and 0 if there is none."""
+    if checkpoints.latest() is None:
+        return state, 0
+    check = lambda meta: check_same(meta["config"], saved, allow=(*HARMLESS, *allow_change))
+    state, meta = checkpoints.restore(None, state, check=check)
+    return state, meta["step"]
+
+
+def _save(checkpoints: Checkpoints, step: int, state: TrainState, saved: dict, *, best: float | None) -> None:
+    """Save the step, unless a run that was killed here did, and mark it where its accuracy is the best so far."""
+    if checkpoints.problem(step) is not None:  # absent, or damaged
+        checkpoints.save(step, state, {"config": saved})
+    if best is not None:
+        checkpoints.mark_best(step, best)
 
 
 def _identity(decoder: Decoder, algorithm: Algorithm, reference: Params | None, prompts: Sequence[Prompt]) -> dict:
     """What makes a run this run, besides its settings; compared when it is continued."""
 
-    def plain(value):
+    def plain(value):  # functions by name, arrays by value; anything else that JSON does not know by its type
         if isinstance(value, functools.partial):
-            return {"function": plain(value.func), **value.keywords}
-        return f"{value.__module__}.{value.__qualname__}" if callable(value) else value
+            named = {name: plain(given) for name, given in value.keywords.items()}
+            return {"function": plain(value.func), "arguments": [plain(given) for given in value.args], **named}
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if hasattr(value, "dtype"):
+            return np.asarray(value).tolist()
+        kind = type(value)
+        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else kind.__qualname__
 
     tokens = hashlib.sha256()
     for p in prompts:

@@ -1,6 +1,7 @@
 """fit: what it logs, what it refuses, how it ends, and that it continues where it was."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
@@ -16,24 +17,13 @@ from rlalign.io.checkpoint import Checkpoints, ConfigMismatch, DamagedCheckpoint
 from rlalign.io.files import fingerprint
 from rlalign.io.metrics import read_metrics
 from rlalign.io.runner import RunAborted
+from tests.tiny import sums_model
 
 _spec = importlib.util.spec_from_file_location("loop_graders", pathlib.Path(__file__).with_name("graders.py"))
 graders = importlib.util.module_from_spec(_spec)
 sys.modules["loop_graders"] = graders
 _spec.loader.exec_module(graders)
-DECODER = ra.Decoder(
-    ra.ModelConfig(
-        vocab_size=sums.VOCAB_SIZE,
-        width=16,
-        layers=1,
-        heads=2,
-        kv_heads=1,
-        head_width=8,
-        mlp_width=32,
-        max_positions=16,
-        tied_head=True,
-    )
-)
+DECODER = ra.Decoder(sums_model(16))
 
 
 def config(folder, **changes):
@@ -118,6 +108,24 @@ def test_another_model_algorithm_or_prompts_are_refused_on_resume(tmp_path):
         run(config(tmp_path, steps=2), algorithm=dataclasses.replace(ra.ALGORITHMS["grpo"], entropy_coef=0.1))
     with pytest.raises(ConfigMismatch, match="prompts_sha256"):
         run(config(tmp_path, steps=2), prompts=sums.problems("train")[:39])
+
+
+class Scaled:
+    """An advantage that is an object, with an array: it has no name of its own and JSON does not know it."""
+
+    def __call__(self, reward, group, factor, *, num_groups, valid, shape):
+        return jax.numpy.where(valid, shape(reward - 0.5) * factor[0], 0.0)
+
+
+def test_a_run_is_known_by_what_its_functions_were_given(tmp_path):
+    def mine(factor):
+        advantage = functools.partial(Scaled(), factor=np.array([factor]), shape=jax.numpy.tanh)
+        return dataclasses.replace(ra.ALGORITHMS["grpo"], advantage=advantage)
+
+    run(config(tmp_path, steps=1), algorithm=mine(1.0))
+    run(config(tmp_path, steps=2), algorithm=mine(1.0))
+    with pytest.raises(ConfigMismatch, match=r"advantage\.factor: saved \[1\.0\], now \[2\.0\]"):
+        run(config(tmp_path, steps=3), algorithm=mine(2.0))
 
 
 def test_a_damaged_last_checkpoint_is_written_anew(tmp_path):

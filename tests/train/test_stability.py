@@ -5,21 +5,9 @@ import numpy as np
 
 import rlalign as ra
 from rlalign.envs import sums
+from tests.tiny import sums_model
 
-DECODER = ra.Decoder(
-    ra.ModelConfig(
-        vocab_size=sums.VOCAB_SIZE,
-        width=32,
-        layers=1,
-        heads=2,
-        kv_heads=2,
-        head_width=16,
-        mlp_width=128,
-        max_positions=16,
-        tied_head=True,
-        qk_norm=True,
-    )
-)
+DECODER = ra.Decoder(sums_model(32))
 PROBLEMS = [p for p in sums.problems("train") if p.text.endswith("+00=")]  # "57+00=": the answer repeats digits
 
 
