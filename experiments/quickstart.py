@@ -61,7 +61,7 @@ MODEL = ra.ModelConfig(
 
 
 def rows(trees: int, tokens: int) -> int:
-    """Rows that hold so many trees of so many tokens, with a tenth to spare: nearly always one shape for the whole run."""
+    """Rows that hold so many trees of so many tokens, with a tenth to spare: nearly always one shape a run."""
     return -(-11 * trees // (10 * max(ROW // tokens, 1)))
 
 
