@@ -11,8 +11,8 @@ READY := $(VENV)/.ready-$(EXTRA)
 quickstart: $(READY)  ## a policy learns sums from rewards in front of you
 	$(BIN)/python experiments/quickstart.py $(ARGS)
 
-test: $(READY)  ## all tests, warnings as errors
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## all tests, warnings as errors, on all cores
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff check .
@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 constraints: $(READY)  ## resolve the versions anew
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate --quiet -o constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra tensorboard --universal --python-version 3.11 --no-header --no-annotate --quiet -o constraints.txt
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache
