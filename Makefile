@@ -12,7 +12,7 @@ quickstart: $(READY)  ## a policy learns sums from rewards in front of you
 	$(BIN)/python experiments/quickstart.py $(ARGS)
 
 test: $(READY)  ## all tests, warnings as errors, on all cores
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff check .

@@ -59,7 +59,6 @@ def uninterrupted(tmp_path_factory, cache):
     return finish(start(run, cache)), logged(run)
 
 
-@pytest.mark.xdist_group("kills")  # they share the uninterrupted run
 @pytest.mark.parametrize("number", range(KILLS))
 def test_killed_run_ends_in_the_same_bits(number, uninterrupted, tmp_path, cache):
     result, rows = uninterrupted
