@@ -95,7 +95,7 @@ def fit(
     check_run(config, decoder, prompts, eval_prompts, mesh)
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    reference = params if algorithm.kl_coef > 0 else None
+    reference = params if algorithm.needs_reference else None
     saved = json.loads(json.dumps(dataclasses.asdict(config) | _identity(decoder, algorithm, reference, prompts)))
     optimizer = make_optimizer(config.optimizer)
     with contextlib.ExitStack() as stack:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rlalign.algorithms import ALGORITHMS, Algorithm
+from rlalign.algorithms import ALGORITHMS, NEEDS, Algorithm
 from rlalign.forest import NotEnoughRows
 from rlalign.io.config import RunConfig
 from rlalign.io.data import prompts_at_step
@@ -63,8 +63,10 @@ class Runner:
         self.eval_prompts = list(eval_prompts)[: config.eval_prompts]
         self.update = make_train_step(decoder, algorithm, optimizer, mesh=mesh, microbatches=config.microbatches)
         self.schedule = make_schedule(config.optimizer)
-        self.reference = reference if algorithm.kl_coef > 0 else None
-        self.score = make_scorer(decoder, temperature=algorithm.temperature, mesh=mesh)
+        self.reference = None
+        if reference is not None:
+            scorer = make_scorer(decoder, temperature=algorithm.temperature, mesh=mesh)
+            self.reference = functools.partial(scorer, reference)
         self.parts = config.minibatches * config.microbatches * row_shards(mesh)
         self.bad_steps = 0
 
@@ -86,10 +88,14 @@ class Runner:
         with clock("reward"):
             rewards = score(self.guard, prompts, rollouts)
         self._check_rewards(rewards)
+        fields = {}
+        if "baseline" in self.algorithm.needs:
+            with clock("baseline"):
+                greedy = self._greedy_rewards(state.params, prompts, step)
+                fields["baseline"] = np.where(greedy.valid, greedy.reward, 0.0).astype(np.float32)
+                rewards = rewards._replace(valid=rewards.valid & greedy.valid[rollouts.prompt])
         with clock("pack"):
-            batch = self._pack(prompts, rollouts, rewards)
-            if self.reference is not None:
-                batch = batch._replace(ref_logp=self.score(self.reference, batch.packed))
+            batch = self._pack(prompts, rollouts, rewards, fields)
         with clock("update"):
             learning_rate = float(np.asarray(self.schedule(state.step)))
             state, metrics = self._updates(state, batch)
@@ -100,10 +106,26 @@ class Runner:
         metrics["learning_rate"] = learning_rate
         return state, metrics
 
-    def _pack(self, prompts, rollouts: Rollouts, rewards: Rewards) -> Batch:
+    def _greedy_rewards(self, params, prompts, step: int) -> Rewards:
+        """Of each prompt's greedy answer (ReMax)."""
+        settings = dataclasses.replace(self.config.sampling, num_samples=1, greedy=True)
+        rollouts = sample(
+            self.decoder, params, prompts, seed=self.config.seed, step=step, config=settings, mesh=self.mesh
+        )
+        return score(self.guard, prompts, rollouts)
+
+    def _pack(self, prompts, rollouts: Rollouts, rewards: Rewards, fields: dict[str, Any]) -> Batch:
         """The batch in num_rows rows, or, where its samples share too little for that, in the next bucket of rows."""
         pack = functools.partial(
-            make_batch, self.algorithm, prompts, rollouts, rewards, row_length=self.config.row_length, parts=self.parts
+            make_batch,
+            self.algorithm,
+            prompts,
+            rollouts,
+            rewards,
+            row_length=self.config.row_length,
+            parts=self.parts,
+            reference=self.reference,
+            fields=fields,
         )
         try:
             return pack(num_rows=self.config.num_rows)
@@ -185,7 +207,8 @@ def rollout_metrics(config: RunConfig, prompts, rollouts: Rollouts, rewards: Rew
     length = mask.sum(axis=1)
     prompt_length = np.array([len(np.asarray(p)) for p in prompts])
     signal = np.zeros(len(prompts), bool)
-    np.logical_or.at(signal, rollouts.prompt, np.asarray(batch.advantage) != 0)
+    pulls = np.asarray(batch.advantage) != 0
+    np.logical_or.at(signal, rollouts.prompt, pulls if pulls.ndim == 1 else pulls.any(axis=1))
     count = max(int(valid.sum()), 1)
     return {
         "reward": float(reward.sum() / count),
@@ -232,12 +255,26 @@ def check_run(config: RunConfig, decoder: Decoder, prompts, eval_prompts, mesh: 
         )
 
 
+FOUND = ("mask", "weight", "baseline")  # what `step` finds by itself
+
+
+def _one_reward(algorithm: Algorithm) -> bool:
+    """Whether one reward an answer is all that the algorithm needs."""
+    return algorithm.data == "rollouts" and set(algorithm.needs) <= set(FOUND)
+
+
 def resolve(config: RunConfig, algorithm: Algorithm) -> Algorithm:
     """The algorithm as this run uses it; refuses what cannot work."""
     if algorithm.data != "rollouts":
         raise ValueError(
             f"algorithm {config.algorithm!r} learns from {algorithm.data}, not from rewards of its own samples: "
-            f"use one of {', '.join(k for k, a in ALGORITHMS.items() if a.data == 'rollouts')}"
+            f"use one of {', '.join(k for k, a in ALGORITHMS.items() if _one_reward(a))}"
+        )
+    if not _one_reward(algorithm):
+        missing = [name for name in algorithm.needs if name not in FOUND]
+        raise ValueError(
+            f"algorithm {config.algorithm!r} needs {missing[0]} {NEEDS[missing[0]]}, which one reward an answer "
+            "does not give: write the loop with make_batch(..., fields=...)"
         )
     if config.sampling.temperature != algorithm.temperature:
         raise ValueError(

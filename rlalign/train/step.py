@@ -18,7 +18,6 @@ from jax.sharding import PartitionSpec as P
 
 from rlalign.algorithms import Algorithm
 from rlalign.forest import bucket, split
-from rlalign.losses import aggregate_tokens, count_for, kl_estimate, token_mean
 from rlalign.models.decoder import Decoder
 from rlalign.train.mesh import (
     ROWS,
@@ -29,6 +28,7 @@ from rlalign.train.mesh import (
     row_shards,
     shard_decoder,
 )
+from rlalign.train.objective import batch_count, batch_loss
 from rlalign.train.optimizer import with_master_weights
 from rlalign.types import Batch, Packed, Params, TokenForest, TrainState
 
@@ -101,45 +101,14 @@ def _split_pairs(pair, sample: np.ndarray):
     return out
 
 
-def _loss(decoder: Decoder, algorithm: Algorithm, mesh, params, batch: Batch, denominator) -> tuple[Any, Metrics]:
-    """Loss of one microbatch, fields [S, ...], as a share of the whole batch's."""
-    forest = TokenForest(*(x.reshape(-1, x.shape[-1]) for x in batch.packed.forest))
-    params = gather_embedding(params, mesh)
-    hidden = decoder.apply(params, forest)
-    logp, entropy = local_logprobs(
-        hidden, decoder.head(params), forest, batch.packed.node, mesh=mesh, temperature=algorithm.temperature
-    )
-
-    def flat(x: Any) -> Any:
-        return None if x is None else x.reshape(-1, *x.shape[2:])
-
-    mask = flat(batch.packed.mask)
-    how = {"max_length": algorithm.max_length or mask.shape[1], "denominator": denominator}
-    if algorithm.data == "demonstrations":
-        loss, metrics = algorithm.loss(logp, mask, aggregate=algorithm.aggregate, **how)
-    else:
-        old = jax.lax.stop_gradient(logp) if batch.old_logp is None else flat(batch.old_logp)
-        loss, metrics = algorithm.loss(
-            logp, old, flat(batch.advantage), mask, weight=flat(batch.weight), aggregate=algorithm.aggregate, **how
-        )
-    metrics = metrics | {"loss": loss, "entropy": token_mean(entropy, mask)}
-    if algorithm.kl_coef > 0:
-        kl = kl_estimate(logp, flat(batch.ref_logp), mask, kind=algorithm.kl_kind)
-        loss = loss + algorithm.kl_coef * aggregate_tokens(kl, mask, algorithm.aggregate, **how)
-        metrics["kl"] = token_mean(kl, mask)
-    if algorithm.entropy_coef > 0:
-        loss = loss - algorithm.entropy_coef * aggregate_tokens(entropy, mask, algorithm.aggregate, **how)
-    return loss, jax.lax.stop_gradient(metrics | {"loss": loss})
-
-
-def _gradient(loss, params, batch: Batch, axis_name: str | None, aggregate: str):
+def _gradient(loss, params, batch: Batch, axis_name: str | None, algorithm: Algorithm):
     """Gradient and metrics summed over microbatches [microbatches, S, ...], and over axis_name."""
     mask = batch.packed.mask
 
     def total(x):
         return jax.lax.psum(x, axis_name) if axis_name else x
 
-    denominator = total(count_for(aggregate, mask.reshape(-1, mask.shape[-1])))
+    denominator = total(batch_count(algorithm, batch))
     tokens = jnp.maximum(total(jnp.sum(mask)), 1)
 
     def part(micro: Batch):
@@ -162,9 +131,11 @@ def _gradient(loss, params, batch: Batch, axis_name: str | None, aggregate: str)
     return total(gradient), metrics | {"tokens": total(jnp.sum(mask))}
 
 
-def _update(loss, optimizer, axis_name, aggregate: str, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+def _update(
+    loss, optimizer, axis_name, algorithm: Algorithm, state: TrainState, batch: Batch
+) -> tuple[TrainState, Metrics]:
     """One optimizer step; a gradient that is not finite, or exactly zero, leaves parameters and moments as they are."""
-    gradient, metrics = _gradient(loss, state.params, batch, axis_name, aggregate)
+    gradient, metrics = _gradient(loss, state.params, batch, axis_name, algorithm)
     norm = optax.tree.norm(gradient)
     # A zero gradient holds no information, but Adam's moments would decay and move the parameters all the same.
     good = jnp.isfinite(norm) & (norm > 0)
@@ -213,10 +184,10 @@ def make_train_step(
     optimizer = with_master_weights(optimizer)
 
     def loss(params, batch, denominator):
-        return _loss(model, algorithm, mesh, params, batch, denominator)
+        return batch_loss(model, algorithm, mesh, params, batch, denominator)
 
     def update(state, batch):
-        state, metrics = _update(loss, optimizer, axis_name, algorithm.aggregate, state, batch)
+        state, metrics = _update(loss, optimizer, axis_name, algorithm, state, batch)
         return keep_sharding(state, mesh), metrics
 
     def part_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -250,10 +221,15 @@ class _CompiledStep:
 def _check_fields(algorithm: Algorithm, batch: Batch) -> None:
     if algorithm.data == "rollouts" and batch.advantage is None:
         raise ValueError("this algorithm learns from rewards: the batch needs advantage f[N] (see make_batch)")
-    if algorithm.kl_coef > 0 and batch.ref_logp is None:
+    if algorithm.data == "labels" and batch.advantage is None:
         raise ValueError(
-            f"kl_coef={algorithm.kl_coef} needs ref_logp f[N, R] in the batch (see make_scorer), or kl_coef=0"
+            "this algorithm learns from labels: the batch needs advantage f[N], > 0 where good, < 0 where bad"
         )
+    if algorithm.data == "pairs" and batch.pair is None:
+        raise ValueError("this algorithm learns from pairs: the batch needs pair i32[M, 2], the better sample first")
+    if algorithm.needs_reference and batch.ref_logp is None:
+        why = f"kl_coef={algorithm.kl_coef}" if algorithm.kl_coef > 0 else f"data={algorithm.data!r}"
+        raise ValueError(f"{why} needs ref_logp f[N, R] in the batch (see make_scorer)")
 
 
 def arrange(batch: Batch, microbatches: int, mesh: Mesh | None) -> Batch:

@@ -157,10 +157,19 @@ def test_the_reference_of_a_kl_is_the_first_policy(tmp_path):
     assert rows[2]["kl"] > 1e-6
 
 
-@pytest.mark.parametrize("name", [n for n, a in ra.ALGORITHMS.items() if a.data == "rollouts"])
-def test_every_on_policy_algorithm_runs(tmp_path, name):
+@pytest.mark.parametrize("name", ["dr_grpo", "reinforce_pp", "remax", "gprs_weight"])
+def test_what_an_algorithm_needs_is_found(tmp_path, name):
+    """A length to divide by, an advantage by token, the greedy answers' rewards, the reference's weights."""
     result = run(config(tmp_path, algorithm=name, steps=1))
     assert int(result.state.step) == 1
+
+
+def test_what_one_reward_an_answer_does_not_give_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"'gigpo' needs trajectory i\[N\], the trajectory of each step, which one reward"
+    ):
+        run(config(tmp_path, algorithm="gigpo"))
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_an_algorithm_of_ones_own(tmp_path):

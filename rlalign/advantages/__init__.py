@@ -1,0 +1,37 @@
+"""Advantages: arrays in, arrays out, no model.
+
+Groups are data: `group` i[N] names the group of each sample, so ragged groups and filtered samples need no reshape.
+Every function keeps three promises:
+
+* an invalid sample gets exactly 0 and enters no statistic, whatever its reward holds (NaN included);
+* a group whose valid rewards are all equal, or that has one valid sample, gets exactly 0 (remax: no; group_in_group:
+  its episode part; reinforce_pp: the whole batch instead of the group);
+* a NaN in a valid sample makes its own group NaN and no other (reinforce_pp: the batch).
+
+groups.py  one number a response          steps.py  rows that are steps of trajectories          tokens.py  by token
+"""
+
+from rlalign.advantages.groups import (
+    group_preference,
+    group_relative,
+    informative_groups,
+    leave_one_out,
+    per_objective,
+    remax,
+)
+from rlalign.advantages.steps import anchor_ids, discounted_return, group_in_group
+from rlalign.advantages.tokens import overlong_penalty, reinforce_pp
+
+__all__ = [
+    "anchor_ids",
+    "discounted_return",
+    "group_in_group",
+    "group_preference",
+    "group_relative",
+    "informative_groups",
+    "leave_one_out",
+    "overlong_penalty",
+    "per_objective",
+    "reinforce_pp",
+    "remax",
+]

@@ -1,0 +1,199 @@
+"""REINFORCE++ and DAPO's length penalty, and ReMax, objectives of several terms and DAPO's filter of groups."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlalign import advantages
+from tests import oracles
+
+SHAPES = ((1, 1, 1), (6, 4, 3), (12, 5, 4))  # samples, response tokens, group ids
+CASES = 100  # of each shape
+FLOATS = ("reward", "token_reward", "baseline", "terms", "weight")
+WHITENED = {
+    "reinforce_pp": {},
+    "reinforce_pp, gamma": {"gamma": 0.75, "eps": 1e-4},
+    "reinforce_pp, group": {"baseline": "group"},
+}
+
+
+@functools.cache
+def cases(samples, length, groups):
+    rng = np.random.default_rng(samples)
+    made = []
+    for _ in range(CASES):
+        case = oracles.random_groups(rng, samples, groups) | {
+            "mask": oracles.random_tokens(rng, samples, length)["mask"]
+        }
+        case["token_reward"] = rng.integers(-4, 5, (samples, length)) / 16
+        case["baseline"] = rng.integers(-4, 5, groups) / 4
+        case["terms"] = rng.integers(-2, 3, (samples, 3)) / 2
+        case["weight"] = np.array([10.0, 1.0, 0.5])
+        made.append(case)
+    return oracles.stack(made)
+
+
+def every(module, case, groups):
+    how = {"num_groups": groups, "valid": case["valid"]}
+    args = case["reward"], case["group"]
+    out = {
+        name: module.reinforce_pp(*args, mask=case["mask"], token_reward=reward, **how, **options)
+        for name, options in WHITENED.items()
+        for reward in ([None, case["token_reward"]] if options else [None])[-1:]
+    }
+    return out | {
+        "remax": module.remax(*args, baseline=case["baseline"], **how),
+        "per_objective": module.per_objective(case["terms"], case["group"], weight=case["weight"], **how),
+        "per_objective, none": module.per_objective(
+            case["terms"], case["group"], weight=case["weight"], scale="none", **how
+        ),
+        "informative_groups": module.informative_groups(*args, **how),
+    }
+
+
+@functools.cache
+def compiled(groups):
+    return jax.jit(jax.vmap(functools.partial(every, advantages, groups=groups)))
+
+
+def run(case, groups, dtype):
+    arrays = {k: jnp.asarray(v, dtype if k in FLOATS else None) for k, v in case.items()}
+    return {k: np.asarray(v) for k, v in compiled(groups)(arrays).items()}
+
+
+def one_of(case, c):
+    return {k: v[c] for k, v in case.items()}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+def test_values_equal_the_oracle(x64, shape, dtype, tolerance):
+    case = cases(*shape)
+    out = run(case, shape[2], dtype)
+    wanted = [every(oracles, one_of(case, c), shape[2]) for c in range(CASES)]
+    for name, got in out.items():
+        want = np.stack([w[name] for w in wanted])
+        assert got.dtype == (bool if name == "informative_groups" else dtype)
+        np.testing.assert_allclose(got, want, tolerance, tolerance, err_msg=name)
+
+
+def test_gradients_equal_finite_differences(x64):
+    rng = np.random.default_rng(1)
+    case = one_of(cases(*SHAPES[2]), 4) | {"reward": rng.normal(size=12)}
+    arrays = {k: jnp.asarray(v) for k, v in case.items()}
+
+    def total(module, reward, arrays):
+        out = every(module, arrays | {"reward": reward}, 4)
+        return {k: (v * np.cos(np.arange(v.size)).reshape(v.shape)).sum() for k, v in out.items() if v.dtype != bool}
+
+    got = jax.jit(jax.jacrev(lambda r: total(advantages, r, arrays)))(arrays["reward"])
+    for name, slope in got.items():
+        want = oracles.numerical_gradient(lambda x, name=name: total(oracles, x, case)[name], case["reward"])
+        np.testing.assert_allclose(slope, want, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_permuted_rows_give_permuted_results():
+    shape = SHAPES[1]
+    case = cases(*shape)
+    order = np.random.default_rng(0).permutation(shape[0])
+    moved = run({k: v if k in ("baseline", "weight") else v[:, order] for k, v in case.items()}, shape[2], jnp.float32)
+    for name, want in run(case, shape[2], jnp.float32).items():
+        back = want if name == "informative_groups" else want[:, order]
+        np.testing.assert_allclose(moved[name], back, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_junk_in_invalid_rows_changes_nothing_and_jit_changes_nothing():
+    """Without jit: the compiler turns a product with a mask into a selection, which hides 0 * NaN."""
+    shape = SHAPES[1]
+    count = cases(*shape)["valid"].sum(axis=1)
+    c = int(np.flatnonzero((count > 2) & (count < 6))[0])
+    mixed, jitted = one_of(cases(*shape), c), run(cases(*shape), shape[2], jnp.float32)
+
+    def at(junk):
+        hidden = {
+            "reward": np.where(mixed["valid"], mixed["reward"], junk),
+            "terms": np.where(mixed["valid"][:, None], mixed["terms"], junk),
+            "token_reward": np.where(mixed["valid"][:, None] & mixed["mask"], mixed["token_reward"], junk),
+        }
+        return {k: jnp.asarray(v, jnp.float32 if k in FLOATS else None) for k, v in (mixed | hidden).items()}
+
+    clean, dirty = (every(advantages, at(x), shape[2]) for x in (0.0, np.nan))
+    for name, want in clean.items():
+        np.testing.assert_array_equal(dirty[name], want, err_msg=name)
+        np.testing.assert_allclose(jitted[name][c], want, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_nan_in_a_valid_row_is_seen():
+    reward = jnp.array([1.0, jnp.nan, 0.0, 1.0])
+    group, mask = jnp.array([0, 0, 1, 1]), jnp.ones((4, 2), bool)
+    hit = advantages.remax(reward, group, baseline=jnp.zeros(2), num_groups=2)
+    assert np.isnan(hit).tolist() == [True, True, False, False]
+    assert np.isnan(advantages.remax(jnp.ones(4), group, baseline=jnp.array([jnp.nan, 0.0]), num_groups=2)[:2]).all()
+    assert advantages.informative_groups(reward, group, num_groups=2).tolist() == [False, True]
+    for baseline in ("none", "group"):
+        assert np.isnan(advantages.reinforce_pp(reward, group, mask=mask, num_groups=2, baseline=baseline)).all()
+    without = advantages.reinforce_pp(reward, group, mask=mask.at[1].set(False), num_groups=2)
+    assert np.isnan(without).tolist() == [[True] * 2, [False] * 2, [True] * 2, [True] * 2]
+
+
+@pytest.mark.parametrize("baseline", ["none", "group"])
+def test_equal_rewards_whiten_to_exactly_zero(baseline):
+    """Of a group each with the group's mean taken off: 0.1 * 3 / 3 is not 0.1."""
+    group = jnp.repeat(jnp.arange(7), 3)
+    reward = jnp.full(21, 0.1) if baseline == "none" else 0.1 * (1 + group.astype(jnp.float32))
+    call = functools.partial(advantages.reinforce_pp, mask=jnp.ones((21, 3), bool), num_groups=7, baseline=baseline)
+    slope = np.sin(np.arange(63)).reshape(21, 3)
+    total = lambda r: (jnp.sum(slope * call(r, group)), call(r, group))
+    (_, out), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(reward)
+    assert not np.any(out)
+    assert not np.any(gradient)
+
+
+def test_the_length_penalty_at_its_corners():
+    length = np.array([0, 50, 51, 75, 99, 100, 101, 1000])
+    want = oracles.overlong_penalty(length, max_length=100, cache=50)
+    np.testing.assert_allclose(advantages.overlong_penalty(length, max_length=100, cache=50), want, rtol=1e-6)
+    assert want[[1, 3, 5, 6]].tolist() == [0.0, -0.5, -1.0, -1.0]
+
+
+def test_a_term_keeps_its_weight_where_all_answers_are_right():
+    """CRPO's trap: the sum's deviation is the small term's, which grows to full size."""
+    terms = jnp.array([[1.0, 0.0], [1.0, 0.1], [1.0, 0.0], [1.0, 0.1]])
+    group, weight = jnp.zeros(4, int), jnp.array([10.0, 1.0])
+    summed = advantages.group_relative(terms @ weight, group, num_groups=1)
+    split = advantages.per_objective(terms, group, weight=weight / 10, num_groups=1)
+    np.testing.assert_allclose(np.abs(summed), 0.866, rtol=1e-3)
+    np.testing.assert_allclose(np.abs(split), 0.0866, rtol=1e-3)
+
+
+Z, ID, M = jnp.zeros(4), jnp.zeros(4, int), jnp.ones((4, 2), bool)
+BAD = [
+    ("reinforce_pp", (Z, ID), {"mask": M[:3]}, r"mask is bool\[3, 2\], expected b\[N, R\] with N=4$"),
+    ("reinforce_pp", (Z, ID), {"mask": M[:, 0]}, r"mask is bool\[4\], expected b\[N, R\] with N=4$"),
+    ("reinforce_pp", (Z, ID), {"mask": M, "token_reward": Z}, r"token_reward is float32\[4\], expected f\[N, R\] with"),
+    ("reinforce_pp", (Z, ID), {"mask": M, "baseline": "mean"}, r"baseline must be 'none' or 'group', got 'mean'$"),
+    ("reinforce_pp", (Z, ID), {"mask": M, "gamma": 2.0}, r"gamma must be in \[0, 1\], got 2.0$"),
+    ("remax", (Z, ID), {"baseline": Z}, r"baseline is float32\[4\], expected f\[E\] with E=1$"),
+    ("remax", (Z, Z), {"baseline": Z[:1]}, r"group is float32\[4\], expected i\[N\] with N=4$"),
+    ("per_objective", (Z, ID), {"weight": Z}, r"terms is float32\[4\], expected f\[N, C\]$"),
+    ("per_objective", (M * 1.0, ID), {"weight": Z}, r"weight is float32\[4\], expected f\[C\] with C=2$"),
+    ("per_objective", (M * 1.0, ID), {"weight": Z[:2], "scale": "max"}, r"scale must be 'std' or 'none', got 'max'$"),
+    ("informative_groups", (Z, ID[:2]), {}, r"group is int32\[2\], expected i\[N\] with N=4$"),
+]
+
+
+@pytest.mark.parametrize(("function", "args", "options", "text"), BAD)
+def test_bad_input_is_refused_by_name(function, args, options, text):
+    with pytest.raises(ValueError, match=text):
+        getattr(advantages, function)(*args, num_groups=1, **options)
+
+
+@pytest.mark.parametrize("cache", [0, 101])
+def test_bad_lengths_are_refused(cache):
+    with pytest.raises(ValueError, match=rf"cache must be in \[1, max_length=100\], got {cache}$"):
+        advantages.overlong_penalty(ID, max_length=100, cache=cache)
+    with pytest.raises(ValueError, match=r"length is float32\[4\], expected i\[N\]$"):
+        advantages.overlong_penalty(Z, max_length=100, cache=50)
