@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(EXTRA)
 
-.PHONY: quickstart test lint bench kills constraints clean
+.PHONY: quickstart test lint bench kills matrix constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)  ## a policy learns sums from rewards in front of you
@@ -21,6 +21,9 @@ lint: $(READY)  ## ruff and pyright
 
 kills: $(READY)  ## N runs killed with -9 and compared bit for bit with an uninterrupted one
 	RLALIGN_KILLS=$(or $(N),5) $(BIN)/python -m pytest tests/faults/test_kill.py
+
+matrix: $(READY)  ## every combination of advantage, ratio, clip, aggregation, KL and importance correction
+	RLALIGN_MATRIX=all $(BIN)/python -m pytest -n auto tests/test_matrix.py
 
 bench: $(READY)  ## one JSON line a benchmark
 	$(BIN)/python benchmarks/update.py

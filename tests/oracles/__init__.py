@@ -4,7 +4,7 @@ A group is a list of row numbers, a response a list of token numbers; nothing he
 a stop-gradient, `at` is the point that it keeps: with `at` fixed, finite differences of the value are the gradient.
 """
 
-from tests.oracles.algorithms import ORACLES
+from tests.oracles.algorithms import ADVANTAGES, ORACLES, surrogate
 from tests.oracles.cases import (
     numerical_gradient,
     random_case,
@@ -48,6 +48,7 @@ from tests.oracles.policy import (
 from tests.oracles.steps import anchor_ids, discounted_return, group_in_group, reinforce_pp
 
 __all__ = [
+    "ADVANTAGES",
     "LARGEST",
     "LINKS",
     "ORACLES",
@@ -84,5 +85,6 @@ __all__ = [
     "simpo",
     "spin",
     "stack",
+    "surrogate",
     "token_share",
 ]

@@ -13,14 +13,14 @@ def groups_of(case):
     return {"num_groups": case["num_groups"], "valid": case["valid"]}
 
 
-def surrogate(case, advantage, how, at=None, *, kl=0.0, entropy=0.0, max_length=None, **options):
-    """The clipped objective (PPO, .2 and token ratios unless said), the k3 KL and the entropy."""
+def surrogate(case, advantage, how, at=None, *, kl=0.0, kind="k3", entropy=0.0, max_length=None, **options):
+    """The clipped objective (PPO, .2 and token ratios unless said), the KL and the entropy."""
     mask = case["mask"]
     loss, _ = policy_gradient(
         case["logp"], case["old_logp"], advantage, mask, aggregate=how, max_length=max_length, at=at, **options
     )
     if kl:
-        estimate = kl_estimate(case["logp"], case["ref_logp"], mask, kind="k3")
+        estimate = kl_estimate(case["logp"], case["ref_logp"], mask, kind=kind)
         loss += kl * aggregate(estimate, mask, how, max_length)
     return loss - entropy * aggregate(case["entropy"], mask, how, max_length)
 
@@ -29,60 +29,41 @@ def relative(case, **options):
     return groups.group_relative(case["reward"], case["group"], **groups_of(case), **options)
 
 
-def grpo(case, at=None, *, eps=1e-6, how="sequence", dual_clip=None):
-    return surrogate(case, relative(case, eps=eps), how, dual_clip=dual_clip)
+def ungrouped(function, case, *names, **options):
+    """An advantage that needs the arrays `names` of the case besides its rewards and groups."""
+    more = {name: case[name] for name in names} | options
+    return function(case["reward"], case["group"], **groups_of(case), **more)
 
 
-def dr_grpo(case, at=None):
-    return surrogate(case, relative(case, scale="none"), "constant", max_length=len(case["logp"][0]))
-
-
-def rloo(case, at=None):
-    return surrogate(case, groups.leave_one_out(case["reward"], case["group"], **groups_of(case)), "sequence")
-
-
-def reinforce_pp(case, at=None, baseline="none"):
-    advantage = steps.reinforce_pp(
-        case["reward"], case["group"], mask=case["mask"], baseline=baseline, **groups_of(case)
-    )
-    return surrogate(case, advantage, "token")
-
-
-def remax(case, at=None):
-    advantage = groups.remax(case["reward"], case["group"], baseline=case["baseline"], **groups_of(case))
-    return surrogate(case, advantage, "constant", max_length=len(case["logp"][0]), clip="none")
-
-
-def dapo(case, at=None):
-    return surrogate(case, relative(case), "token", clip_low=0.2, clip_high=0.28)
-
-
-def gspo(case, at=None, eps=1e-6):
-    return surrogate(case, relative(case, eps=eps), "sequence", ratio="sequence", clip_low=3e-4, clip_high=4e-4)
-
-
-def cispo(case, at=None, eps=1e-6):
-    """The ratio is capped at 5 and has no lower bound (exp is above 0)."""
-    return surrogate(case, relative(case, eps=eps), "token", at, clip="cispo", clip_low=1.0, clip_high=4.0)
-
-
-def gprs(case, at=None, weight=None):
-    advantage = groups.group_preference(case["reward"], case["group"], weight=weight, **groups_of(case))
-    return surrogate(case, advantage, "sequence", kl=0.01)
-
-
-def gprs_weight(case, at=None):
-    return gprs(case, weight=case["weight"])
-
-
-def gigpo(case, at=None, **options):
+def episode_and_step(case, **options):
     named = {k: case[k] for k in ("group", "trajectory", "step", "anchor")} | options
-    advantage, _ = steps.group_in_group(case["reward"], gamma=0.95, step_weight=1.0, **named, **groups_of(case))
-    return surrogate(case, advantage, "token", dual_clip=3.0, kl=0.01, entropy=0.001)
+    return steps.group_in_group(case["reward"], gamma=0.95, step_weight=1.0, **named, **groups_of(case))[0]
 
 
-def crpo(case, at=None):
-    return surrogate(case, relative(case), "sequence", clip="none", kl=0.001)
+# case -> advantage, under the name of the first entry that has it.
+ADVANTAGES = {
+    "grpo": relative,
+    "dr_grpo": lambda case: relative(case, scale="none"),
+    "rloo": lambda case: ungrouped(groups.leave_one_out, case),
+    "reinforce_pp": lambda case: ungrouped(steps.reinforce_pp, case, "mask"),
+    "reinforce_pp_baseline": lambda case: ungrouped(steps.reinforce_pp, case, "mask", baseline="group"),
+    "remax": lambda case: ungrouped(groups.remax, case, "baseline"),
+    "gprs": lambda case: ungrouped(groups.group_preference, case),
+    "gprs_weight": lambda case: ungrouped(groups.group_preference, case, "weight"),
+    "gigpo": episode_and_step,
+    "grpo_trl": lambda case: relative(case, eps=1e-4),
+    "gigpo_verl_agent": lambda case: episode_and_step(case, episode_stat="step", penalty=case["penalty"]),
+}
+
+
+def on_policy(advantage, how, **options):
+    """(case, at) -> the surrogate with that advantage; "constant" divides by the width of the batch."""
+
+    def loss(case, at=None):
+        length = len(case["logp"][0])
+        return surrogate(case, ADVANTAGES[advantage](case), how, at, max_length=length, **options)
+
+    return loss
 
 
 def judged(case, mean=False):
@@ -119,28 +100,27 @@ def kto(case, at=None):
     return pairs.kto(of, case["label"] > 0, beta=0.1, valid=there, at=frozen)[0]
 
 
-def gigpo_verl_agent(case, at=None):
-    return gigpo(case, episode_stat="step", penalty=case["penalty"])
-
-
 def sft(case, at=None):
     return negative_log_likelihood(case["logp"], case["mask"])
 
 
+CISPO = {"clip": "cispo", "clip_low": 1.0, "clip_high": 4.0}  # capped at 5; exp is above 0
+GSPO = {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4}
+AGENT = {"dual_clip": 3.0, "kl": 0.01, "entropy": 0.001}
 ORACLES = {
-    "grpo": grpo,
-    "dr_grpo": dr_grpo,
-    "rloo": rloo,
-    "reinforce_pp": reinforce_pp,
-    "reinforce_pp_baseline": functools.partial(reinforce_pp, baseline="group"),
-    "remax": remax,
-    "dapo": dapo,
-    "gspo": gspo,
-    "cispo": cispo,
-    "gprs": gprs,
-    "gprs_weight": gprs_weight,
-    "gigpo": gigpo,
-    "crpo": crpo,
+    "grpo": on_policy("grpo", "sequence"),
+    "dr_grpo": on_policy("dr_grpo", "constant"),
+    "rloo": on_policy("rloo", "sequence"),
+    "reinforce_pp": on_policy("reinforce_pp", "token"),
+    "reinforce_pp_baseline": on_policy("reinforce_pp_baseline", "token"),
+    "remax": on_policy("remax", "constant", clip="none"),
+    "dapo": on_policy("grpo", "token", clip_low=0.2, clip_high=0.28),
+    "gspo": on_policy("grpo", "sequence", **GSPO),
+    "cispo": on_policy("grpo", "token", **CISPO),
+    "gprs": on_policy("gprs", "sequence", kl=0.01),
+    "gprs_weight": on_policy("gprs_weight", "sequence", kl=0.01),
+    "gigpo": on_policy("gigpo", "token", **AGENT),
+    "crpo": on_policy("grpo", "sequence", clip="none", kl=0.001),
     "gsil_bernoulli": functools.partial(gsil, link="bernoulli"),
     "gsil_brier": functools.partial(gsil, link="brier"),
     "gsil_hinge": functools.partial(gsil, link="hinge", shift=0.0),
@@ -151,12 +131,12 @@ ORACLES = {
     "kto": kto,
     "simpo": simpo,
     "sft": sft,
-    "grpo_trl": functools.partial(grpo, eps=1e-4),
-    "bnpo_trl": functools.partial(grpo, eps=1e-4, how="token"),
-    "dapo_trl": functools.partial(grpo, eps=1e-4, how="token"),
-    "dr_grpo_trl": dr_grpo,
-    "cispo_trl": functools.partial(cispo, eps=1e-4),
-    "gspo_trl": functools.partial(gspo, eps=1e-4),
-    "grpo_verl": functools.partial(grpo, how="token", dual_clip=3.0),
-    "gigpo_verl_agent": gigpo_verl_agent,
+    "grpo_trl": on_policy("grpo_trl", "sequence"),
+    "bnpo_trl": on_policy("grpo_trl", "token"),
+    "dapo_trl": on_policy("grpo_trl", "token"),
+    "dr_grpo_trl": on_policy("dr_grpo", "constant"),
+    "cispo_trl": on_policy("grpo_trl", "token", **CISPO),
+    "gspo_trl": on_policy("grpo_trl", "sequence", **GSPO),
+    "grpo_verl": on_policy("grpo", "token", dual_clip=3.0),
+    "gigpo_verl_agent": on_policy("gigpo_verl_agent", "token", **AGENT),
 }
