@@ -4,8 +4,9 @@ EXTRA ?= dev
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(EXTRA)
+PARITY := .venv-parity
 
-.PHONY: quickstart test lint bench kills matrix constraints clean
+.PHONY: quickstart test lint parity matrix bench kills constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)  ## a policy learns sums from rewards in front of you
@@ -25,6 +26,9 @@ kills: $(READY)  ## N runs killed with -9 and compared bit for bit with an unint
 matrix: $(READY)  ## every combination of advantage, ratio, clip, aggregation, KL and importance correction
 	RLALIGN_MATRIX=all $(BIN)/python -m pytest -n auto tests/test_matrix.py
 
+parity: $(PARITY)/.ready  ## TRL's losses and ours on the same numbers; ARGS=--write writes the table of docs/parity.md
+	$(PARITY)/bin/python -m pytest tests/parity $(ARGS)
+
 bench: $(READY)  ## one JSON line a benchmark
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/rollout.py
@@ -36,8 +40,20 @@ $(READY): pyproject.toml constraints.txt
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet -c constraints.txt -e ".[dev,$(EXTRA)]"
 	touch $@
 
+# PyTorch comes first and by pip, which knows the machine's CPU builds where uv takes the registry's: several GB of CUDA.
+$(PARITY)/.ready: pyproject.toml constraints-parity.txt
+	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
+	@$(PARITY)/bin/python -m pip install --quiet --dry-run --report - -c constraints-parity.txt torch | grep -q '"name": "nvidia-' && test -z "$(CUDA)" \
+	  && { echo "pip finds no CPU build of PyTorch for $(PYTHON): show it one (PIP_FIND_LINKS=folder) or accept several GB with CUDA=1"; exit 1; } || true
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-parity.txt torch "uv>=0.5"
+	VIRTUAL_ENV=$(abspath $(PARITY)) $(PARITY)/bin/uv pip install --quiet -c constraints-parity.txt -e ".[parity]"
+	touch $@
+
+# The extra `parity` is resolved apart: PyTorch's pins of CUDA libraries are not to decide what JAX runs with.
 constraints: $(READY)  ## resolve the versions anew
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra tensorboard --universal --python-version 3.11 --no-header --no-annotate --quiet -o constraints.txt
+	for set in "constraints.txt --extra dev --extra tensorboard" "constraints-parity.txt --extra parity"; do \
+	  $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --no-header --no-annotate --quiet -o $$set || exit; \
+	done
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PARITY) runs .pytest_cache .ruff_cache
