@@ -7,6 +7,7 @@ import pytest
 from rlalign.algorithms import ALGORITHMS
 from rlalign.train import make_batch
 from rlalign.types import Prompt, Rewards, Rollouts
+from tests import oracles
 
 PROMPTS = [np.array([3, 1, 4, 1]), Prompt(id=9, tokens=np.array([2, 7])), np.array([5, 5, 5, 5, 5])]
 GRPO = ALGORITHMS["grpo"]
@@ -127,3 +128,69 @@ def test_the_weight_corrects_for_truncated_sampling():
     np.testing.assert_allclose(weight[mask], np.minimum(np.exp(-sampled.logp), 2.0)[mask], rtol=1e-6)
     assert (weight == 2).any()
     assert ((weight > 1) & (weight < 2)).any()
+
+
+def test_what_an_advantage_needs_comes_from_the_batch_the_reference_and_the_caller():
+    sampled = rollouts()
+    whitened = make_batch(ALGORITHMS["reinforce_pp"], PROMPTS, sampled, REWARD, row_length=32)
+    assert whitened.advantage.shape == sampled.mask.shape
+    assert not whitened.advantage[~sampled.mask].any()
+    remax = make_batch(ALGORITHMS["remax"], PROMPTS, sampled, REWARD, row_length=32, fields={"baseline": np.ones(3)})
+    np.testing.assert_allclose(remax.advantage, REWARD - 1)
+
+    asked = []
+
+    def reference(packed):
+        asked.append(packed)
+        return np.where(packed.mask, -0.5, np.nan).astype(np.float32)
+
+    weighted = make_batch(ALGORITHMS["gprs_weight"], PROMPTS, sampled, REWARD, row_length=32, reference=reference)
+    log_weight = np.where(sampled.mask, -0.5 - sampled.logp, 0).sum(axis=1)
+    group = {"group": np.asarray(sampled.prompt), "num_groups": 3, "weight": np.exp(log_weight)}
+    want = oracles.group_preference(REWARD, valid=[True] * 9, **group)
+    np.testing.assert_allclose(weighted.advantage, want, rtol=1e-4, atol=1e-6)
+    assert weighted.ref_logp is not None
+    assert len(asked) == 1
+    make_batch(GRPO, PROMPTS, sampled, REWARD, row_length=32, reference=reference)
+    assert len(asked) == 1  # no KL, no reference
+
+
+def test_the_callers_groups_replace_the_prompts():
+    sampled = rollouts()
+    one = make_batch(ALGORITHMS["dr_grpo"], PROMPTS, sampled, REWARD, row_length=32, fields={"group": np.zeros(9, int)})
+    np.testing.assert_allclose(one.advantage, REWARD - REWARD.mean(), rtol=1e-6)
+
+
+def test_steps_of_trajectories():
+    """GiGPO's rows are steps: the prompts are histories, the groups are tasks."""
+    sampled = rollouts()
+    steps = {
+        "group": np.zeros(9, int),
+        "trajectory": np.repeat(np.arange(3), 3),
+        "step": np.tile(np.arange(3), 3),
+        "anchor": np.tile(np.arange(3), 3),
+    }
+    batch = make_batch(ALGORITHMS["gigpo"], PROMPTS, sampled, REWARD, row_length=32, reference=zeros, fields=steps)
+    want, _ = oracles.group_in_group(REWARD, num_groups=3, **steps)
+    np.testing.assert_allclose(batch.advantage, want, rtol=1e-4, atol=1e-5)
+
+
+def zeros(packed):
+    return np.zeros(packed.mask.shape, np.float32)
+
+
+MISSING = [
+    (
+        "gigpo",
+        {"reference": zeros},
+        r"needs trajectory i\[N\], the trajectory .*: make_batch\(\.\.\., fields={'trajectory'",
+    ),
+    ("remax", {}, r"needs baseline f\[num_groups\], the reward of each prompt's greedy response: make_batch"),
+    ("gprs", {}, r"compares with a reference: make_batch needs reference=, a scorer of it"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "text"), MISSING)
+def test_what_is_missing_is_named(name, options, text):
+    with pytest.raises(ValueError, match=text):
+        make_batch(ALGORITHMS[name], PROMPTS, rollouts(), REWARD, row_length=32, **options)
