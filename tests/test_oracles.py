@@ -122,7 +122,9 @@ def test_other_advantages():
     close(out, [0.5, 0.5, math.nan, 0])
     # deviations: (2, 0) away +-1 by sqrt(2), ten times as large the same; weights 1 and 1/2 of opposite signs
     terms = [[2.0, 0.0], [0.0, 20.0], [5.0, 5.0], [9.0, 9.0]]
-    out = oracles.per_objective(terms, [0, 0, 1, 1], weight=[1.0, 0.5], num_groups=2, valid=valid, eps=0.0)
+    out = oracles.per_objective(
+        None, [0, 0, 1, 1], terms=terms, term_weight=[1.0, 0.5], num_groups=2, valid=valid, eps=0.0
+    )
     close(out, [0.5 / math.sqrt(2), -0.5 / math.sqrt(2), 0, 0])
     reward, valid = [1.0, 0.0, 1.0, 1.0, math.nan, 1.0, 2.0, 3.0], [True] * 7 + [False]
     kept = oracles.informative_groups(reward, [0, 0, 1, 1, 2, 2, 3, 3], num_groups=5, valid=valid)

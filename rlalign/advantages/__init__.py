@@ -18,8 +18,9 @@ from rlalign.advantages.groups import (
     leave_one_out,
     per_objective,
     remax,
+    term_spread,
 )
-from rlalign.advantages.steps import anchor_ids, discounted_return, group_in_group
+from rlalign.advantages.steps import anchor_ids, discounted_return, group_in_group, step_metrics
 from rlalign.advantages.tokens import overlong_penalty, reinforce_pp
 
 __all__ = [
@@ -34,4 +35,6 @@ __all__ = [
     "per_objective",
     "reinforce_pp",
     "remax",
+    "step_metrics",
+    "term_spread",
 ]

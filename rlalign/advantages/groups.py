@@ -1,5 +1,7 @@
 """Advantages of a group of responses to one prompt."""
 
+import functools
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -14,13 +16,13 @@ class Statistics(NamedTuple):
 
     Attributes:
       count: f[segments].
-      mean: f[segments], 0 where there is no member.
+      away: f[N], the member less the mean of its segment; 0 where it is none.
       std: f[segments], 0 where fewer than two.
       equal: b[segments], all members are the same number (one or none included); False with a NaN.
     """
 
     count: jax.Array
-    mean: jax.Array
+    away: jax.Array
     std: jax.Array
     equal: jax.Array
 
@@ -31,18 +33,26 @@ def segment_sum(x: Array, segment: Array, num_segments: int) -> jax.Array:
 
 
 def statistics(x: jax.Array, segment: jax.Array, num_segments: int, member: jax.Array, *, ddof: int = 1) -> Statistics:
-    """Count, mean and standard deviation of x f[N] where member b[N], by segment i[N]."""
+    """Count, mean and standard deviation of x f[N] where member b[N], by segment i[N].
+
+    Sums are of the distance from the segment's least member, and squares of its share of the largest: rewards of any
+    offset and size keep the digits of their differences.
+    """
     x = jnp.where(member, x, 0)
-    count = segment_sum(member.astype(x.dtype), segment, num_segments)
-    mean = segment_sum(x, segment, num_segments) / jnp.maximum(count, 1)
-    away = jnp.where(member, x - mean[segment], 0)
-    square = segment_sum(away * away, segment, num_segments)
-    flat = square <= 0  # the root has no slope there
-    std = jnp.where(flat, 0, jnp.sqrt(jnp.where(flat, 1, square) / jnp.maximum(count - ddof, 1)))
     top = jax.ops.segment_max(jnp.where(member, x, -jnp.inf), segment, num_segments=num_segments)
     low = jax.ops.segment_min(jnp.where(member, x, jnp.inf), segment, num_segments=num_segments)
     equal = (top <= low) & ~any_nan(x, segment, num_segments, member)
-    return Statistics(count, mean, std, equal)
+    count = segment_sum(member.astype(x.dtype), segment, num_segments)
+    low = jax.lax.stop_gradient(jnp.where(jnp.isfinite(low), low, 0))
+    above = jnp.where(member, x - low[segment], 0)
+    over = segment_sum(above, segment, num_segments) / jnp.maximum(count, 1)
+    away = jnp.where(member, above - over[segment], 0)
+    size = jax.lax.stop_gradient(jax.ops.segment_max(jnp.abs(away), segment, num_segments=num_segments))
+    size = jnp.where(size > 0, size, 1)
+    square = segment_sum(jnp.square(away / size[segment]), segment, num_segments)
+    flat = square <= 0  # the root has no slope there
+    std = jnp.where(flat, 0, size * jnp.sqrt(jnp.where(flat, 1, square) / jnp.maximum(count - ddof, 1)))
+    return Statistics(count, away, std, equal)
 
 
 def any_nan(x: jax.Array, segment: jax.Array, num_segments: int, member: jax.Array) -> jax.Array:
@@ -64,10 +74,20 @@ def checked(
     return reward.astype(wide), jnp.asarray(group), jnp.asarray(valid)
 
 
-def check_scale(scale: str) -> None:
-    """Raises ValueError for a scale that there is not."""
+def check_scale(scale: str, ddof: int = 1, eps: float = 1e-6) -> None:
+    """Raises ValueError for a way to scale that there is not."""
     if scale not in ("std", "none"):
         raise ValueError(f"scale must be 'std' or 'none', got {scale!r}")
+    if ddof not in (0, 1):
+        raise ValueError(f"ddof must be 0 or 1, got {ddof}")
+    if not eps > 0:
+        raise ValueError(f"eps must be > 0, got {eps}: a tiny deviation would make infinite advantages")
+
+
+def check_gamma(gamma: float) -> None:
+    """Raises ValueError for a discount outside of [0, 1]."""
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must be in [0, 1], got {gamma}")
 
 
 def group_relative(
@@ -101,11 +121,9 @@ def group_relative(
     [0.5, -0.5, -0.5, 0.5]
     """
     reward, group, valid = checked(reward, group, num_groups, valid)
-    check_scale(scale)
+    check_scale(scale, ddof, eps)
     of = statistics(reward, group, num_groups, valid, ddof=ddof)
-    away = reward - of.mean[group]
-    if scale == "std":
-        away = away / (of.std[group] + eps)
+    away = of.away / (of.std[group] + eps) if scale == "std" else of.away
     return jnp.where(valid & ~of.equal[group], away, 0)
 
 
@@ -128,7 +146,7 @@ def leave_one_out(reward: Array, group: Array, *, num_groups: int, valid: Array 
     """
     reward, group, valid = checked(reward, group, num_groups, valid)
     of = statistics(reward, group, num_groups, valid)
-    away = (reward - of.mean[group]) * (of.count / jnp.maximum(of.count - 1, 1))[group]
+    away = of.away * (of.count / jnp.maximum(of.count - 1, 1))[group]
     return jnp.where(valid & ~of.equal[group], away, 0)
 
 
@@ -170,7 +188,8 @@ def group_preference(
     count = segment_sum(valid.astype(reward.dtype), group, num_groups)[group]
     away = (count * credit - segment_sum(credit, group, num_groups)[group]) / jnp.square(jnp.maximum(count, 1))
     signal = valid & ~statistics(reward, group, num_groups, valid).equal[group]
-    bad = valid & any_nan(reward, group, num_groups, valid)[group]  # comparisons with NaN are false and would hide it
+    seen = reward if weight is None else reward + jnp.where(jnp.isnan(weight), weight, 0).astype(reward.dtype)
+    bad = valid & any_nan(seen, group, num_groups, valid)[group]  # comparisons with NaN are false and would hide it
     return jnp.where(bad, jnp.nan, jnp.where(signal, away, 0))
 
 
@@ -200,10 +219,11 @@ def remax(reward: Array, group: Array, *, baseline: Array, num_groups: int, vali
 
 
 def per_objective(
-    terms: Array,
+    reward: Array,
     group: Array,
     *,
-    weight: Array,
+    terms: Array,
+    term_weight: Sequence[float],
     num_groups: int,
     valid: Array | None = None,
     scale: Literal["std", "none"] = "std",
@@ -212,15 +232,16 @@ def per_objective(
 ) -> jax.Array:
     """Several reward terms, each normalised within its group, then summed.
 
-        A_i = sum_c weight_c (r_ic - mean(r_c)) / (std(r_c) + eps)            CRPO's eq. 4, otherwise (arXiv 2512.00601)
+        A_i = sum_c term_weight_c (r_ic - mean(r_c)) / (std(r_c) + eps)      instead of CRPO, arXiv 2512.00601, eq. 4
 
     CRPO sums its terms first and normalises once (group_relative of the total): in a group that is all right or all
     wrong that blows the small terms up to full size. Here each term keeps its weight.
 
     Args:
-      terms: f[N, C].
+      reward: f[N], the total; only the terms count.
       group: i[N], in [0, num_groups).
-      weight: f[C].
+      terms: f[N, C].
+      term_weight: C numbers.
       num_groups: static.
       valid: b[N].
       scale, ddof, eps: as in group_relative.
@@ -228,20 +249,46 @@ def per_objective(
     Returns:
       f[N], in float32 or wider.
 
-    >>> terms = jnp.array([[1., 0.], [0., 0.]])
-    >>> per_objective(terms, jnp.zeros(2, int), weight=jnp.array([10., 1.]), num_groups=1, scale="none").tolist()
+    >>> terms, total = jnp.array([[1., 0.], [0., 0.]]), jnp.array([10., 0.])
+    >>> how = {"num_groups": 1, "scale": "none"}
+    >>> per_objective(total, jnp.zeros(2, int), terms=terms, term_weight=(10., 1.), **how).tolist()
     [5.0, -5.0]
     """
-    expect(terms=(terms, "f[N, C]"), group=(group, "i[N]"), weight=(weight, "f[C]"), valid=(valid, "b[N]"))
-    check_scale(scale)
-    each = jax.vmap(
-        lambda reward: group_relative(
-            reward, group, num_groups=num_groups, valid=valid, scale=scale, ddof=ddof, eps=eps
-        ),
-        in_axes=1,
-        out_axes=1,
-    )(jnp.asarray(terms))
-    return jnp.sum(each * jnp.asarray(weight, each.dtype)[None, :], axis=1)
+    expect(reward=(reward, "f[N]"), group=(group, "i[N]"), terms=(terms, "f[N, C]"), valid=(valid, "b[N]"))
+    if len(term_weight) != terms.shape[1]:
+        raise ValueError(f"term_weight has {len(term_weight)} numbers for {terms.shape[1]} terms: one each")
+    how = {"num_groups": num_groups, "valid": valid, "scale": scale, "ddof": ddof, "eps": eps}
+    each = [group_relative(terms[:, c], group, **how) * weight for c, weight in enumerate(term_weight)]
+    return functools.reduce(jnp.add, each)
+
+
+def term_spread(terms: Array, group: Array, *, num_groups: int, valid: Array | None = None) -> jax.Array:
+    """How much each reward term varies within groups: a term that never does teaches nothing, whatever its weight.
+
+    Args:
+      terms: f[N, C].
+      group: i[N], in [0, num_groups).
+      num_groups: static.
+      valid: b[N].
+
+    Returns:
+      f[C], the standard deviation (ddof 1) averaged over the groups with two valid samples or more, in units of reward.
+
+    >>> term_spread(jnp.array([[1., 5.], [3., 5.]]), jnp.zeros(2, int), num_groups=1).round(3).tolist()
+    [1.4140000343322754, 0.0]
+    """
+    expect(terms=(terms, "f[N, C]"), group=(group, "i[N]"), valid=(valid, "b[N]"))
+    out = []
+    for c in range(terms.shape[1]):
+        of = statistics(*_term(terms[:, c], group, num_groups, valid))
+        several = of.count > 1
+        out.append(jnp.sum(jnp.where(several, of.std, 0)) / jnp.maximum(jnp.sum(several), 1))
+    return jnp.stack(out)
+
+
+def _term(term, group, num_groups, valid):
+    term, group, valid = checked(term, group, num_groups, valid)
+    return term, group, num_groups, valid
 
 
 def informative_groups(reward: Array, group: Array, *, num_groups: int, valid: Array | None = None) -> jax.Array:

@@ -5,6 +5,7 @@ counts, so duplicated padding (valid False) and shuffled rows change nothing.
 """
 
 import difflib
+import functools
 from collections.abc import Hashable, Sequence
 from typing import Literal
 
@@ -12,20 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlalign.advantages.groups import any_nan, check_scale, checked, segment_sum, statistics
+from rlalign.advantages.groups import any_nan, check_gamma, check_scale, checked, segment_sum, statistics
 from rlalign.checks import expect
 from rlalign.types import Array
 
 
-def _check_gamma(gamma: float) -> None:
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must be in [0, 1], got {gamma}")
-
-
 def _linked(ids: Sequence[jax.Array]) -> jax.Array:
     """b[N], True where a row has the same ids as the row before it."""
-    same = [jnp.concatenate([jnp.zeros(1, bool), x[1:] == x[:-1]]) for x in ids]
-    return jnp.stack(same).all(axis=0)
+    same = functools.reduce(jnp.logical_and, [x[1:] == x[:-1] for x in ids])
+    return jnp.zeros(ids[0].shape, bool).at[1:].set(same)
 
 
 def _returns(reward: jax.Array, order: jax.Array, linked: jax.Array, gamma: float) -> jax.Array:
@@ -40,7 +36,7 @@ def _returns(reward: jax.Array, order: jax.Array, linked: jax.Array, gamma: floa
         total = r + jnp.where(continues, gamma * later, 0)
         return total, total
 
-    continues = jnp.concatenate([linked[1:], jnp.zeros(1, bool)])
+    continues = jnp.zeros(linked.shape, bool).at[:-1].set(linked[1:] & (gamma > 0))
     _, total = jax.lax.scan(back, jnp.zeros((), reward.dtype), (reward[order], continues), reverse=True)
     return jnp.zeros_like(total).at[order].set(total)
 
@@ -66,7 +62,7 @@ def discounted_return(
     [8.0, 4.0, 2.0]
     """
     expect(reward=(reward, "f[N]"), trajectory=(trajectory, "i[N]"), step=(step, "i[N]"), valid=(valid, "b[N]"))
-    _check_gamma(gamma)
+    check_gamma(gamma)
     reward, trajectory, valid = checked(reward, trajectory, 1, valid)
     order = jnp.lexsort((step, trajectory, ~valid))
     linked = _linked([trajectory[order], valid[order]])
@@ -130,8 +126,8 @@ def group_in_group(
     n = "i[N]"
     expect(reward=(reward, "f[N]"), group=(group, n), trajectory=(trajectory, n), step=(step, n), anchor=(anchor, n))
     expect(reward=(reward, "f[N]"), valid=(valid, "b[N]"), penalty=(penalty, "f[N]"))
-    check_scale(scale)
-    _check_gamma(gamma)
+    check_scale(scale, eps=eps)
+    check_gamma(gamma)
     if episode_stat not in ("trajectory", "step"):
         raise ValueError(f"episode_stat must be 'trajectory' or 'step', got {episode_stat!r}")
     reward, group, valid = checked(reward, group, num_groups, valid)
@@ -146,18 +142,51 @@ def group_in_group(
     score = segment_sum(whole, trajectory, rows)[trajectory]
     paid = score - less
     scores = statistics(score, group, num_groups, first)
-    of = scores if episode_stat == "trajectory" else statistics(paid, group, num_groups, valid)
-    episode = (paid - of.mean[group]) / (of.std[group] + eps if scale == "std" else 1)
+    if episode_stat == "trajectory":
+        of = scores
+        away = segment_sum(scores.away, trajectory, rows)[trajectory] - less  # of the first row, on each of its rows
+    else:
+        of = statistics(paid, group, num_groups, valid)
+        away = of.away
+    episode = away / (of.std[group] + eps if scale == "std" else 1)
     episode = jnp.where(valid & ~(scores.equal | of.equal)[group], episode, 0)
 
     returns = _returns(reward, order, linked, gamma) - less
     state = _segments([jnp.asarray(anchor), group], valid)
     of = statistics(returns, state, rows, valid)
-    among = (returns - of.mean[state]) / (of.std[state] + eps if scale == "std" else 1)
+    among = of.away / (of.std[state] + eps if scale == "std" else 1)
     among = jnp.where(valid & ~of.equal[state], among, 0)
 
     episode, among = (jnp.where(bad, jnp.nan, x) for x in (episode, among))
     return episode + step_weight * among, {"episode": episode, "step": among}
+
+
+def step_metrics(
+    parts: dict[str, jax.Array], *, group: Array, anchor: Array, valid: Array | None = None
+) -> dict[str, jax.Array]:
+    """What tells whether step-level groups do anything: GiGPO's figures of one batch.
+
+    Args:
+      parts: {"episode": f[N], "step": f[N]}, what group_in_group gave.
+      group, anchor: i[N], as it got them.
+      valid: b[N].
+
+    Returns:
+      Scalars: anchor_share (of valid rows in anchor groups of two or more), anchor_size (mean rows of an anchor group)
+      and step_to_episode (mean |A_S| over mean |A_E|; 0 where no episode part is).
+    """
+    episode, group, valid = checked(parts["episode"], group, 1, valid)
+    expect(episode=(episode, "f[N]"), step=(parts["step"], "f[N]"), anchor=(anchor, "i[N]"))
+    state = _segments([jnp.asarray(anchor), group], valid)
+    size = segment_sum(valid.astype(episode.dtype), state, episode.size)
+    count = jnp.maximum(jnp.sum(valid), 1)
+    mean = lambda x: jnp.sum(jnp.where(valid, x, 0)) / count
+    whole = mean(jnp.abs(episode))
+    return {
+        "anchor_share": mean((size[state] > 1).astype(episode.dtype)),
+        "anchor_size": jnp.sum(size) / jnp.maximum(jnp.sum(size > 0), 1),
+        "step_to_episode": mean(jnp.abs(parts["step"])) / jnp.where(whole > 0, whole, jnp.inf),
+    }
 
 
 def anchor_ids(

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from rlalign.advantages.groups import checked, statistics
+from rlalign.advantages.groups import check_gamma, checked, statistics
 from rlalign.checks import expect
 from rlalign.types import Array
 
@@ -63,26 +63,29 @@ def reinforce_pp(
     )
     if baseline not in ("none", "group"):
         raise ValueError(f"baseline must be 'none' or 'group', got {baseline!r}")
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must be in [0, 1], got {gamma}")
+    check_gamma(gamma)
+    if not eps > 0:
+        raise ValueError(f"eps must be > 0, got {eps}")
     reward, group, valid = checked(reward, group, num_groups, valid)
     bad = jnp.any(valid & jnp.isnan(reward))  # shows even where the sample has no token
     if baseline == "group":
         own = statistics(reward, group, num_groups, valid)
-        reward = jnp.where(own.equal[group], 0, reward - own.mean[group])
+        reward = jnp.where(own.equal[group], 0, own.away)
     live = jnp.asarray(mask) & valid[:, None]
     column = jnp.arange(live.shape[1])[None, :]
-    last = live & (column == jnp.max(jnp.where(live, column, -1), axis=1, keepdims=True))
+    last = live & (column == jnp.max(jnp.where(live, column, -1), axis=1, keepdims=True, initial=-1))
     paid = jnp.where(last, reward[:, None], 0)
     if token_reward is not None:
         paid = paid + jnp.where(live, token_reward, 0).astype(reward.dtype)
-    total = return_to_go(paid, live, gamma).reshape(-1)
-    one = jnp.zeros(total.shape, jnp.int32)
-    of = statistics(total, one, 1, live.reshape(-1))
-    variance = jnp.square(of.std[0])
-    white = (total - of.mean[0]) * jax.lax.rsqrt(variance + eps)
-    white = jnp.where(of.equal[0] & ~bad, 0, jnp.where(bad, jnp.nan, white))
-    return jnp.where(live, white.reshape(live.shape), 0)
+    total = return_to_go(paid, live, gamma)
+    top, low = (f(total, where=live, initial=edge) for f, edge in ((jnp.max, -jnp.inf), (jnp.min, jnp.inf)))
+    # Not statistics(): one segment of half a million tokens would be added one by one.
+    count = jnp.sum(live, dtype=total.dtype)
+    above = jnp.where(live, total - jax.lax.stop_gradient(jnp.where(jnp.isfinite(low), low, 0)), 0)
+    away = jnp.where(live, above - jnp.sum(above) / jnp.maximum(count, 1), 0)
+    variance = jnp.sum(jnp.square(away)) / jnp.maximum(count - 1, 1)
+    white = jnp.where(top <= low, 0, away * jax.lax.rsqrt(variance + eps))
+    return jnp.where(live, jnp.where(bad, jnp.nan, white), 0)
 
 
 def overlong_penalty(length: Array, *, max_length: int, cache: int) -> jax.Array:

@@ -255,3 +255,27 @@ def test_bad_input_of_the_helpers():
         advantages.anchor_ids(["a"], [0], similarity=0)
     with pytest.raises(ValueError, match=r"anchor 1 is a tuple: similarity compares texts$"):
         advantages.anchor_ids(["a", ("b", "c")], [0, 0], similarity=0.9)
+
+
+def test_the_figures_of_step_groups():
+    """Five valid rows; the anchors 7 of group 0 are three of them, the others stand alone."""
+    parts = {"episode": jnp.array([1.0, 1.0, -1.0, 0.0, 1.0, 9.0]), "step": jnp.array([0.5, -0.5, 1.0, 0.0, 0.0, 9.0])}
+    ids = {"group": jnp.array([0, 0, 0, 1, 0, 0]), "anchor": jnp.array([7, 7, 7, 7, 3, 7])}
+    metrics = advantages.step_metrics(parts, **ids, valid=jnp.arange(6) < 5)
+    assert float(metrics["anchor_share"]) == pytest.approx(3 / 5)
+    assert float(metrics["anchor_size"]) == pytest.approx(5 / 3)
+    assert float(metrics["step_to_episode"]) == pytest.approx(2 / 4)
+    nothing = advantages.step_metrics({k: v * 0 for k, v in parts.items()}, **ids)
+    assert float(nothing["step_to_episode"]) == 0
+
+
+def test_no_rows_are_no_error():
+    none, ids = jnp.zeros(0), jnp.zeros(0, int)
+    assert advantages.discounted_return(none, ids, ids, gamma=0.5).shape == (0,)
+    out, _ = advantages.group_in_group(none, group=ids, trajectory=ids, step=ids, anchor=ids, num_groups=1)
+    assert out.shape == (0,)
+
+
+def test_without_discount_a_later_infinity_stays_where_it_is():
+    out = advantages.discounted_return(jnp.array([1.0, jnp.inf]), jnp.zeros(2, int), jnp.arange(2), gamma=0.0)
+    assert out.tolist() == [1.0, np.inf]

@@ -12,7 +12,7 @@ from tests import oracles
 
 SHAPES = ((1, 1, 1), (6, 4, 3), (12, 5, 4))  # samples, response tokens, group ids
 CASES = 100  # of each shape
-FLOATS = ("reward", "token_reward", "baseline", "terms", "weight")
+FLOATS = ("reward", "token_reward", "baseline", "terms")
 WHITENED = {
     "reinforce_pp": {},
     "reinforce_pp, gamma": {"gamma": 0.75, "eps": 1e-4},
@@ -31,7 +31,6 @@ def cases(samples, length, groups):
         case["token_reward"] = rng.integers(-4, 5, (samples, length)) / 16
         case["baseline"] = rng.integers(-4, 5, groups) / 4
         case["terms"] = rng.integers(-2, 3, (samples, 3)) / 2
-        case["weight"] = np.array([10.0, 1.0, 0.5])
         made.append(case)
     return oracles.stack(made)
 
@@ -46,9 +45,9 @@ def every(module, case, groups):
     }
     return out | {
         "remax": module.remax(*args, baseline=case["baseline"], **how),
-        "per_objective": module.per_objective(case["terms"], case["group"], weight=case["weight"], **how),
+        "per_objective": module.per_objective(*args, terms=case["terms"], term_weight=(10.0, 1.0, 0.5), **how),
         "per_objective, none": module.per_objective(
-            case["terms"], case["group"], weight=case["weight"], scale="none", **how
+            *args, terms=case["terms"], term_weight=(10.0, 1.0, 0.5), scale="none", **how
         ),
         "informative_groups": module.informative_groups(*args, **how),
     }
@@ -99,7 +98,7 @@ def test_permuted_rows_give_permuted_results():
     shape = SHAPES[1]
     case = cases(*shape)
     order = np.random.default_rng(0).permutation(shape[0])
-    moved = run({k: v if k in ("baseline", "weight") else v[:, order] for k, v in case.items()}, shape[2], jnp.float32)
+    moved = run({k: v if k == "baseline" else v[:, order] for k, v in case.items()}, shape[2], jnp.float32)
     for name, want in run(case, shape[2], jnp.float32).items():
         back = want if name == "informative_groups" else want[:, order]
         np.testing.assert_allclose(moved[name], back, rtol=1e-5, atol=1e-5, err_msg=name)
@@ -162,9 +161,9 @@ def test_the_length_penalty_at_its_corners():
 def test_a_term_keeps_its_weight_where_all_answers_are_right():
     """CRPO's trap: the sum's deviation is the small term's, which grows to full size."""
     terms = jnp.array([[1.0, 0.0], [1.0, 0.1], [1.0, 0.0], [1.0, 0.1]])
-    group, weight = jnp.zeros(4, int), jnp.array([10.0, 1.0])
-    summed = advantages.group_relative(terms @ weight, group, num_groups=1)
-    split = advantages.per_objective(terms, group, weight=weight / 10, num_groups=1)
+    group, total = jnp.zeros(4, int), terms @ jnp.array([10.0, 1.0])
+    summed = advantages.group_relative(total, group, num_groups=1)
+    split = advantages.per_objective(total, group, terms=terms, term_weight=(1.0, 0.1), num_groups=1)
     np.testing.assert_allclose(np.abs(summed), 0.866, rtol=1e-3)
     np.testing.assert_allclose(np.abs(split), 0.0866, rtol=1e-3)
 
@@ -178,9 +177,26 @@ BAD = [
     ("reinforce_pp", (Z, ID), {"mask": M, "gamma": 2.0}, r"gamma must be in \[0, 1\], got 2.0$"),
     ("remax", (Z, ID), {"baseline": Z}, r"baseline is float32\[4\], expected f\[E\] with E=1$"),
     ("remax", (Z, Z), {"baseline": Z[:1]}, r"group is float32\[4\], expected i\[N\] with N=4$"),
-    ("per_objective", (Z, ID), {"weight": Z}, r"terms is float32\[4\], expected f\[N, C\]$"),
-    ("per_objective", (M * 1.0, ID), {"weight": Z}, r"weight is float32\[4\], expected f\[C\] with C=2$"),
-    ("per_objective", (M * 1.0, ID), {"weight": Z[:2], "scale": "max"}, r"scale must be 'std' or 'none', got 'max'$"),
+    (
+        "per_objective",
+        (Z, ID),
+        {"terms": Z, "term_weight": (1.0,)},
+        r"terms is float32\[4\], expected f\[N, C\] with N=4$",
+    ),
+    (
+        "per_objective",
+        (Z, ID),
+        {"terms": M * 1.0, "term_weight": (1.0,)},
+        r"term_weight has 1 numbers for 2 terms: one",
+    ),
+    (
+        "per_objective",
+        (Z, ID),
+        {"terms": M * 1.0, "term_weight": (1.0, 2.0), "scale": "max"},
+        r"scale must be 'std' or 'none', got 'max'$",
+    ),
+    ("term_spread", (Z, ID), {}, r"terms is float32\[4\], expected f\[N, C\]$"),
+    ("reinforce_pp", (Z, ID), {"mask": M, "eps": 0.0}, r"eps must be > 0, got 0.0$"),
     ("informative_groups", (Z, ID[:2]), {}, r"group is int32\[2\], expected i\[N\] with N=4$"),
 ]
 
@@ -197,3 +213,11 @@ def test_bad_lengths_are_refused(cache):
         advantages.overlong_penalty(ID, max_length=100, cache=cache)
     with pytest.raises(ValueError, match=r"length is float32\[4\], expected i\[N\]$"):
         advantages.overlong_penalty(Z, max_length=100, cache=50)
+
+
+def test_the_spread_of_a_term_is_its_deviation_within_groups():
+    """Group 0 varies in the first term, group 1 in none; group 2 has one valid row and counts in no mean."""
+    terms = jnp.array([[1.0, 5.0], [3.0, 5.0], [7.0, 9.0], [7.0, 9.0], [0.0, 0.0], [9.0, np.nan]])
+    group, valid = jnp.array([0, 0, 1, 1, 2, 2]), jnp.array([True] * 5 + [False])
+    spread = jax.jit(functools.partial(advantages.term_spread, num_groups=4))(terms, group, valid=valid)
+    np.testing.assert_allclose(spread, [np.sqrt(2) / 2, 0.0], rtol=1e-6)

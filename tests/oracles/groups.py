@@ -74,15 +74,15 @@ def remax(reward, group, *, baseline, num_groups, valid=None):
     return out
 
 
-def per_objective(terms, group, *, weight, num_groups, valid=None, scale="std", ddof=1, eps=1e-6):
-    """A = sum_c weight_c GRPO(terms_c): each term normalised, then summed."""
+def per_objective(reward, group, *, terms, term_weight, num_groups, valid=None, scale="std", ddof=1, eps=1e-6):
+    """A = sum_c term_weight_c GRPO(terms_c): each term normalised, then summed."""
     valid, out = everyone(valid, len(terms)), np.zeros(len(terms))
-    for c in range(len(weight)):
+    for c in range(len(term_weight)):
         term = [float(row[c]) for row in terms]
         part = group_relative(term, group, num_groups=num_groups, valid=valid, scale=scale, ddof=ddof, eps=eps)
         for i in range(len(terms)):
             if valid[i]:
-                out[i] += float(weight[c]) * part[i]
+                out[i] += float(term_weight[c]) * part[i]
     return out
 
 

@@ -104,7 +104,7 @@ def batch_scaled(reward, group, *, num_groups, valid):
 def normalize_then_sum(terms, group, *, num_groups, valid):
     """TRL's multi_objective_aggregation of that name whitens the sum over the batch once more."""
     total = advantages.per_objective(
-        terms, group, weight=jnp.array([1.0, 0.5]), num_groups=num_groups, valid=valid, ddof=1, eps=1e-4
+        terms[:, 0], group, terms=terms, term_weight=(1.0, 0.5), num_groups=num_groups, valid=valid, ddof=1, eps=1e-4
     )
     whole = {"where": valid}
     return jnp.where(valid, (total - jnp.mean(total, **whole)) / (jnp.std(total, ddof=1, **whole) + 1e-4), 0)
