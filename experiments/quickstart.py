@@ -24,6 +24,7 @@ import tyro
 import rlalign as ra
 from rlalign.envs import sums
 from rlalign.io.files import fingerprint
+from rlalign.io.runner import resolve
 
 PRESETS = {"smoke": {"steps": 20, "warmup_steps": 100}, "laptop": {}, "paper": {}}
 
@@ -116,6 +117,7 @@ def main(config: Quickstart) -> dict:
         eval_prompts=512,
         checkpoint_every=config.save_every,
     )
+    resolve(run, ra.ALGORITHMS[config.algorithm])  # what cannot work is refused before the warm-up
     decoder = ra.Decoder(MODEL)
     result = ra.fit(
         run,

@@ -20,7 +20,18 @@ from rlalign.losses.policy import CLIPS, RATIOS
 from tests import oracles
 
 SHAPE, CASES = (7, 3, 3), 6  # samples, response tokens, group ids
-FLOATS = ("reward", "logp", "old_logp", "ref_logp", "behaviour", "baseline", "weight", "penalty")
+FLOATS = (
+    "reward",
+    "logp",
+    "old_logp",
+    "ref_logp",
+    "behaviour",
+    "baseline",
+    "weight",
+    "penalty",
+    "terms",
+    "token_reward",
+)
 IDS = ("group", "valid", "mask", "trajectory", "step", "anchor")
 ON_POLICY = {name: a for name, a in ALGORITHMS.items() if a.data == "rollouts"}
 
@@ -50,7 +61,7 @@ def advantage_key(algorithm):
     options = {
         k: v for k, v in function.keywords.items() if (k, v) not in (("ddof", 1), ("eps", 1e-6), ("scale", "std"))
     }
-    return function.func.__name__, json.dumps(options, sort_keys=True), algorithm.needs
+    return function.func.__name__, json.dumps(options, sort_keys=True), algorithm.needs, algorithm.optional
 
 
 AXES = {
@@ -126,7 +137,7 @@ def advantages(name):
     algorithm = ALGORITHMS[name]
 
     def one(case):
-        more = {k: case[k] for k in algorithm.needs}
+        more = {k: case[k] for k in (*algorithm.needs, *algorithm.optional)}
         out = algorithm.advantage(case["reward"], case["group"], num_groups=SHAPE[2], valid=case["valid"], **more)
         return out if out.ndim == 2 else jnp.broadcast_to(out[:, None], case["mask"].shape)
 

@@ -6,7 +6,7 @@
 algorithm.py  what an entry is          registry.py  the papers' entries          parity.py  TRL's and verl's readings
 """
 
-from rlalign.algorithms.algorithm import DATA, NEEDS, About, Algorithm
+from rlalign.algorithms.algorithm import DATA, NEEDS, About, Algorithm, try_out
 from rlalign.algorithms.parity import PARITY
 from rlalign.algorithms.registry import PAPERS
 
@@ -24,4 +24,4 @@ def get_algorithm(name: str) -> Algorithm:
     return ALGORITHMS[name]
 
 
-__all__ = ["ALGORITHMS", "DATA", "NEEDS", "About", "Algorithm", "get_algorithm"]
+__all__ = ["ALGORITHMS", "DATA", "NEEDS", "About", "Algorithm", "get_algorithm", "try_out"]

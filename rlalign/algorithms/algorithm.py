@@ -2,8 +2,12 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from rlalign.losses import LINKS, density_ratio, importance_weight, policy_gradient
 from rlalign.losses.policy import check_options
@@ -24,7 +28,7 @@ NEEDS = {
     "trajectory": "i[N], the trajectory of each step",
     "step": "i[N], the order of the steps of a trajectory",
     "anchor": "i[N], the state that each step was taken in (anchor_ids)",
-    "penalty": "f[N], what an invalid action costs",
+    "penalty": "f[N], what an invalid action costs, 0 for others",
 }
 KL_KINDS = ("k1", "k2", "k3")
 AGGREGATES = ("token", "sequence", "constant")
@@ -56,11 +60,14 @@ class Algorithm:
       data: what the batch holds; see DATA.
       score: what pairs and labels are judged by: "logratio" (to the reference, summed; needs ref_logp) or "mean_logp".
       needs: names of further arrays that `advantage` takes; see NEEDS.
+      optional: names of arrays that it takes where the caller has them.
+      grouped: whether the advantage compares the samples of a group, so that a group of one teaches nothing.
+      drop_without_signal: groups whose advantages are all 0 leave the batch: they have no KL, no entropy term and no
+        place in a denominator. By default they pull towards the reference, where there is one.
       correction: (logp, behaviour_logp, mask) -> (weight, metrics) between trainer and sampler; None is none.
       aggregate: how tokens become one number: "token", "sequence" or "constant"; handed to the loss, and used for the
         KL and entropy terms too.
-      kl_coef: weight of the KL to the reference, in the loss; > 0 needs ref_logp. A batch whose groups all lack a
-        signal still pulls towards the reference.
+      kl_coef: weight of the KL to the reference, in the loss; > 0 needs ref_logp.
       kl_kind: estimator of that KL: "k1", "k2" or "k3".
       entropy_coef: weight of the policy's entropy, nats a token, added to the objective.
       temperature: of the policy that is sampled and trained.
@@ -76,6 +83,9 @@ class Algorithm:
     data: Literal["rollouts", "demonstrations", "pairs", "labels"] = "rollouts"
     score: Literal["logratio", "mean_logp"] = "logratio"
     needs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    grouped: bool = True
+    drop_without_signal: bool = False
     correction: Callable[..., Any] | None = importance_weight
     aggregate: Literal["token", "sequence", "constant"] = "token"
     kl_coef: float = 0.0
@@ -90,8 +100,10 @@ class Algorithm:
         _one_of("aggregate", self.aggregate, AGGREGATES)
         _one_of("kl_kind", self.kl_kind, KL_KINDS)
         _one_of("score", self.score, ("logratio", "mean_logp"))
-        for name in self.needs:
-            _one_of("needs", name, NEEDS)
+        for field in ("needs", "optional"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+            for name in getattr(self, field):
+                _one_of(field, name, NEEDS)
         if (self.advantage is None) != (self.data != "rollouts"):
             raise ValueError(f"data={self.data!r} with advantage={self.advantage}: rollouts need one, others none")
         for name in ("kl_coef", "entropy_coef"):
@@ -108,10 +120,16 @@ class Algorithm:
                 f"kl_coef={self.kl_coef} with data={self.data!r}: the KL is estimated from the policy's own samples; "
                 "losses of pairs and labels hold the reference already"
             )
+        if self.entropy_coef > 0 and self.data in ("pairs", "labels"):
+            raise ValueError(
+                f"entropy_coef={self.entropy_coef} with data={self.data!r}: the loss is a mean over responses, the "
+                "entropy one over tokens of responses that the policy did not sample"
+            )
         if self.needs and self.data != "rollouts":
             raise ValueError(f"needs={self.needs} with data={self.data!r}: there is no advantage that could take them")
         if isinstance(self.loss, functools.partial):
             _check_loss(self)
+        _check_calls(self)
 
     @property
     def needs_reference(self) -> bool:
@@ -129,8 +147,12 @@ def _check_loss(algorithm: Algorithm) -> None:
     """Options that would fail, or mean nothing, at the first step."""
     options = algorithm.loss.keywords  # pyright: ignore[reportFunctionMemberAccess]
     function = algorithm.loss.func  # pyright: ignore[reportFunctionMemberAccess]
-    if "aggregate" in options:
-        raise ValueError("aggregate belongs to the Algorithm, not to its loss: the KL and entropy terms use it too")
+    for name in ("aggregate", "max_length"):
+        if name in options:
+            raise ValueError(f"{name} belongs to the Algorithm, not to its loss: the KL and entropy terms use it too")
+    for name in ("denominator", "weight", "valid", "kl_logratio", "kl_valid"):
+        if name in options:
+            raise ValueError(f"{name} comes from the batch: it cannot be an option of the loss")
     if function is density_ratio and isinstance(options.get("link"), str):
         _one_of("link", options["link"], LINKS)
     if function is not policy_gradient:
@@ -148,3 +170,61 @@ def _check_loss(algorithm: Algorithm) -> None:
         )
     if "token_reward" in algorithm.needs and ratio != "token":
         raise ValueError(f"token_reward with ratio={ratio!r}: advantages by token need the tokens' own ratios")
+
+
+def _check_calls(algorithm: Algorithm) -> None:
+    """That advantage and loss can be called as they will be; only names and counts, at no cost."""
+    how = ("aggregate", "max_length", "denominator")
+    arguments = {
+        "rollouts": (("logp", "old_logp", "advantage", "mask"), ("weight", *how)),
+        "demonstrations": (("logp", "mask"), how),
+        "pairs": (("better", "worse"), ("valid", "denominator")),
+        "labels": (("score", "desirable"), ("valid", "denominator")),
+    }[algorithm.data]
+    _bind("loss", algorithm.loss, f"data={algorithm.data!r}", *arguments)
+    if algorithm.advantage is not None:
+        names = ("group", "num_groups", "valid", *algorithm.needs, *algorithm.optional)
+        _bind("advantage", algorithm.advantage, f"needs={algorithm.needs}", ("reward",), names)
+
+
+def _bind(field: str, function: Callable, why: str, positional, names) -> None:
+    try:
+        inspect.signature(function).bind(*positional, **dict.fromkeys(names))
+    except TypeError as error:
+        name, given = getattr(function, "__name__", function), ", ".join((*positional, *names))
+        raise ValueError(f"{field}={name} cannot be called with {given}, as {why} asks for: {error}") from None
+
+
+SHAPES = {"i": jnp.int32, "f": jnp.float32, "b": jnp.bool_}
+
+
+def try_out(algorithm: Algorithm) -> None:
+    """Trace advantage and loss on empty shapes: wrong options, and code that JAX cannot trace, show before a rollout.
+
+    Raises:
+      ValueError: what they raise themselves, or an advantage that is not f[N] or f[N, R].
+    """
+    sizes = {"N": 4, "R": 2, "C": 3, "num_groups": 2, "M": 2}
+
+    def array(spec: str) -> jax.ShapeDtypeStruct:
+        kind, axes = spec.split("]")[0].split("[")
+        return jax.ShapeDtypeStruct(tuple(sizes[a.strip()] for a in axes.split(",")), SHAPES[kind])
+
+    token, score, mask, valid = (array(s) for s in ("f[N, R]", "f[N]", "b[N, R]", "b[N]"))
+    how = {"aggregate": algorithm.aggregate, "max_length": algorithm.max_length or 2, "denominator": 4}
+    if algorithm.advantage is not None:
+        call = functools.partial(algorithm.advantage, num_groups=sizes["num_groups"])
+        more = {name: array(NEEDS[name]) for name in algorithm.needs}
+        if "terms" in more and hasattr(call, "keywords") and "term_weight" in call.keywords:
+            sizes["C"] = len(call.keywords["term_weight"])
+            more["terms"] = array(NEEDS["terms"])
+        out = jax.eval_shape(call, score, group=array("i[N]"), valid=valid, **more)
+        if not isinstance(out, jax.ShapeDtypeStruct) or out.shape not in (score.shape, token.shape):
+            raise ValueError(f"advantage gave {out} for {score.shape} rewards: expected f[N] or f[N, R]")
+        loss = functools.partial(algorithm.loss, **how)
+        jax.eval_shape(lambda *args: loss(*args, weight=None), token, token, score, mask)
+    elif algorithm.data == "demonstrations":
+        jax.eval_shape(functools.partial(algorithm.loss, **how), token, mask)
+    else:
+        second = score if algorithm.data == "pairs" else valid
+        jax.eval_shape(functools.partial(algorithm.loss, denominator=4), score, second, valid=valid)

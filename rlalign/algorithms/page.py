@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 
 from rlalign.algorithms import ALGORITHMS, DATA, Algorithm
+from rlalign.losses import importance_weight
 
 HEAD = """# Which algorithm
 
@@ -32,8 +33,12 @@ def _settings(algorithm: Algorithm) -> str:
         parts.append(f"kl_coef={algorithm.kl_coef} ({algorithm.kl_kind})")
     if algorithm.entropy_coef > 0:
         parts.append(f"entropy_coef={algorithm.entropy_coef}")
+    if algorithm.data == "rollouts" and algorithm.correction is not importance_weight:
+        parts.append(f"correction={_call(algorithm.correction) or None}")
     if algorithm.needs:
         parts.append(f"needs {', '.join(algorithm.needs)}")
+    if algorithm.optional:
+        parts.append(f"takes {', '.join(algorithm.optional)}")
     return ", ".join(f"`{part}`" for part in parts if part)
 
 

@@ -7,12 +7,11 @@ import functools
 
 from rlalign.advantages import group_relative
 from rlalign.algorithms.algorithm import About, Algorithm
-from rlalign.algorithms.registry import episode_and_step
+from rlalign.algorithms.registry import PPO, episode_and_step
 from rlalign.losses import importance_weight, policy_gradient
 
 BY_STD = functools.partial(group_relative, scale="std", ddof=1, eps=1e-4)
-PPO = functools.partial(policy_gradient, clip="ppo", clip_low=0.2, clip_high=0.2)
-DUAL = functools.partial(policy_gradient, clip="ppo", clip_low=0.2, clip_high=0.2, dual_clip=3.0)
+DUAL = functools.partial(PPO, dual_clip=3.0)
 SEQUENCE_MASK = functools.partial(importance_weight, level="sequence", beyond="mask", cap=3.0)
 
 
@@ -76,7 +75,8 @@ PARITY: dict[str, Algorithm] = {
     "gigpo_verl_agent": Algorithm(
         advantage=functools.partial(episode_and_step, episode_stat="step", scale="std", gamma=0.95, step_weight=1.0),
         loss=DUAL,
-        needs=("trajectory", "step", "anchor", "penalty"),
+        needs=("trajectory", "step", "anchor"),
+        optional=("penalty",),
         aggregate="token",
         kl_coef=0.01,
         entropy_coef=0.001,

@@ -8,6 +8,7 @@ from rlalign.advantages import (
     group_preference,
     group_relative,
     leave_one_out,
+    per_objective,
     reinforce_pp,
     remax,
 )
@@ -80,6 +81,8 @@ PAPERS: dict[str, Algorithm] = {
         advantage=reinforce_pp,
         loss=PPO,
         needs=("mask",),
+        optional=("token_reward",),
+        grouped=False,
         about=About(
             formula="A_t = (G_t - mean) / sqrt(var + eps), over all tokens of the batch",
             source="REINFORCE++, arXiv 2501.03262",
@@ -92,6 +95,7 @@ PAPERS: dict[str, Algorithm] = {
         advantage=functools.partial(reinforce_pp, baseline="group"),
         loss=PPO,
         needs=("mask",),
+        optional=("token_reward",),
         about=About(
             formula="as reinforce_pp of r - mean of the group",
             source="REINFORCE++-baseline, arXiv 2501.03262",
@@ -104,6 +108,7 @@ PAPERS: dict[str, Algorithm] = {
         advantage=remax,
         loss=functools.partial(policy_gradient, clip="none"),
         needs=("baseline",),
+        grouped=False,
         aggregate="constant",
         about=About(
             formula="A = r - r(greedy answer)",
@@ -180,6 +185,7 @@ PAPERS: dict[str, Algorithm] = {
         advantage=functools.partial(episode_and_step, gamma=0.95, step_weight=1.0, scale="std"),
         loss=functools.partial(policy_gradient, clip="ppo", clip_low=0.2, clip_high=0.2, dual_clip=3.0),
         needs=("trajectory", "step", "anchor"),
+        optional=("penalty",),
         aggregate="token",
         kl_coef=0.01,
         entropy_coef=0.001,
@@ -201,7 +207,21 @@ PAPERS: dict[str, Algorithm] = {
             source="CRPO, arXiv 2512.00601, eq. 4",
             use="a correctness reward with small terms for form",
             cost="as grpo, and reference log-probs for the KL",
-            trap="where all answers are right, std blows the small terms up to full size: see per_objective",
+            trap="where all answers are right, std blows the small terms up to full size: see crpo_per_objective",
+        ),
+    ),
+    "crpo_per_objective": Algorithm(
+        advantage=functools.partial(per_objective, term_weight=(10.0, 1.0, 0.5), scale="std"),
+        loss=functools.partial(policy_gradient, clip="none"),
+        needs=("terms",),
+        aggregate="sequence",
+        kl_coef=0.001,
+        about=About(
+            formula="A = 10 A(r_acc) + A(r_CR) + A(r_cons) / 2, each term normalised by itself",
+            source="an option beside CRPO, arXiv 2512.00601",
+            use="crpo where most groups are all right or all wrong",
+            cost="as crpo",
+            trap="a term that hardly varies is still blown up to its weight: watch term_spread",
         ),
     ),
     "gsil_bernoulli": gsil("bernoulli", "softplus(-f) + softplus(f)", "negatives pull e^shift times harder at L = 0"),

@@ -34,6 +34,8 @@ class RunConfig:
       reward_workers: processes that run the reward function.
       reward_limit: seconds one reward may take.
       samples_shown: held-out completions kept for the report at each evaluation.
+      recompute_logp: take old log-probs from the trainer instead of the sampler, and weigh the difference by
+        Algorithm.correction; for samplers of another precision. One more forward a batch.
       profile: "3:5" writes a jax.profiler trace of steps 3 and 4; None for none.
 
     Raises:
@@ -62,6 +64,7 @@ class RunConfig:
     reward_workers: int = 2
     reward_limit: float = 2.0
     samples_shown: int = 8
+    recompute_logp: bool = False
     profile: str | None = None
 
     def __post_init__(self):
@@ -72,11 +75,6 @@ class RunConfig:
             self._at_least_one(name)
         if not 0 <= self.max_invalid_share <= 1:
             raise ValueError(f"max_invalid_share must lie in [0, 1], got {self.max_invalid_share}")
-        if self.sampling.num_samples < 2:
-            raise ValueError(
-                f"sampling.num_samples={self.sampling.num_samples}: a group of one has no baseline and every advantage "
-                "is 0; use at least 2"
-            )
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
         updates = self.steps * self.epochs * self.minibatches

@@ -168,15 +168,24 @@ def _identity(decoder: Decoder, algorithm: Algorithm, reference: Params | None, 
             return value
         if hasattr(value, "dtype"):
             return np.asarray(value).tolist()
-        kind = type(value)
-        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else kind.__qualname__
+        if dataclasses.is_dataclass(value):
+            return {"type": type(value).__qualname__} | {k: plain(v) for k, v in vars(value).items()}
+        if not hasattr(value, "__qualname__"):
+            return type(value).__qualname__
+        name = f"{value.__module__}.{value.__qualname__}"
+        if "<" in name and hasattr(value, "__code__"):  # a lambda or a local function: its name says too little
+            code = value.__code__
+            name += f" {hashlib.sha256(repr((code.co_code, code.co_consts)).encode()).hexdigest()[:12]}"
+        return name
 
     tokens = hashlib.sha256()
     for p in prompts:
         tokens.update(np.asarray(p, np.int64).tobytes() + b"|")
     return {
         "decoder": dataclasses.asdict(decoder.config),
-        "algorithm_settings": {f.name: plain(getattr(algorithm, f.name)) for f in dataclasses.fields(algorithm)},
+        "algorithm_settings": {
+            f.name: plain(getattr(algorithm, f.name)) for f in dataclasses.fields(algorithm) if f.name != "about"
+        },
         "reference_sha256": None if reference is None else fingerprint(reference),
         "prompts_sha256": tokens.hexdigest(),
     }

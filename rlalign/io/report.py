@@ -32,7 +32,7 @@ _CHARTS = {
         ("Off-policy distance", "", "largest |ratio − 1|", "ratio_error"),
         ("Clipped ratios", "%", "share of tokens", "clip_share"),
         ("Gradient norm", "", "before clipping", "grad_norm"),
-        ("Groups without signal", "", "all rewards equal", "groups_without_signal"),
+        ("Groups without signal", "", "every advantage is 0", "groups_without_signal"),
         ("Learning rate", "", "", "learning_rate"),
     ),
     "Responses": (

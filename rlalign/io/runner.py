@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rlalign.algorithms import ALGORITHMS, NEEDS, Algorithm
+from rlalign.algorithms import ALGORITHMS, NEEDS, Algorithm, try_out
 from rlalign.forest import NotEnoughRows
 from rlalign.io.config import RunConfig
 from rlalign.io.data import prompts_at_step
@@ -63,10 +63,8 @@ class Runner:
         self.eval_prompts = list(eval_prompts)[: config.eval_prompts]
         self.update = make_train_step(decoder, algorithm, optimizer, mesh=mesh, microbatches=config.microbatches)
         self.schedule = make_schedule(config.optimizer)
-        self.reference = None
-        if reference is not None:
-            scorer = make_scorer(decoder, temperature=algorithm.temperature, mesh=mesh)
-            self.reference = functools.partial(scorer, reference)
+        self.score = make_scorer(decoder, temperature=algorithm.temperature, mesh=mesh)
+        self.reference = None if reference is None else functools.partial(self.score, reference)
         self.parts = config.minibatches * config.microbatches * row_shards(mesh)
         self.bad_steps = 0
 
@@ -87,15 +85,16 @@ class Runner:
             )
         with clock("reward"):
             rewards = score(self.guard, prompts, rollouts)
-        self._check_rewards(rewards)
         fields = {}
         if "baseline" in self.algorithm.needs:
             with clock("baseline"):
                 greedy = self._greedy_rewards(state.params, prompts, step)
                 fields["baseline"] = np.where(greedy.valid, greedy.reward, 0.0).astype(np.float32)
-                rewards = rewards._replace(valid=rewards.valid & greedy.valid[rollouts.prompt])
+                rewards = without_baseline(rewards, greedy, rollouts.prompt)
+        self._check_rewards(rewards)
         with clock("pack"):
-            batch = self._pack(prompts, rollouts, rewards, fields)
+            old_policy = functools.partial(self.score, state.params) if config.recompute_logp else None
+            batch = self._pack(prompts, rollouts, rewards, fields=fields, old_policy=old_policy)
         with clock("update"):
             learning_rate = float(np.asarray(self.schedule(state.step)))
             state, metrics = self._updates(state, batch)
@@ -114,7 +113,7 @@ class Runner:
         )
         return score(self.guard, prompts, rollouts)
 
-    def _pack(self, prompts, rollouts: Rollouts, rewards: Rewards, fields: dict[str, Any]) -> Batch:
+    def _pack(self, prompts, rollouts: Rollouts, rewards: Rewards, **given) -> Batch:
         """The batch in num_rows rows, or, where its samples share too little for that, in the next bucket of rows."""
         pack = functools.partial(
             make_batch,
@@ -125,7 +124,7 @@ class Runner:
             row_length=self.config.row_length,
             parts=self.parts,
             reference=self.reference,
-            fields=fields,
+            **given,
         )
         try:
             return pack(num_rows=self.config.num_rows)
@@ -255,6 +254,12 @@ def check_run(config: RunConfig, decoder: Decoder, prompts, eval_prompts, mesh: 
         )
 
 
+def without_baseline(rewards: Rewards, greedy: Rewards, prompt: np.ndarray) -> Rewards:
+    """Samples whose prompt's greedy answer has no reward are invalid, with its reason."""
+    reason = [own or theirs for own, theirs in zip(rewards.reason, (greedy.reason[p] for p in prompt), strict=True)]
+    return rewards._replace(valid=rewards.valid & greedy.valid[prompt], reason=tuple(reason))
+
+
 FOUND = ("mask", "weight", "baseline")  # what `step` finds by itself
 
 
@@ -265,15 +270,22 @@ def _one_reward(algorithm: Algorithm) -> bool:
 
 def resolve(config: RunConfig, algorithm: Algorithm) -> Algorithm:
     """The algorithm as this run uses it; refuses what cannot work."""
+    named = [key for key, entry in ALGORITHMS.items() if entry is algorithm]
+    name = repr(named[0]) if named else "of your own"
     if algorithm.data != "rollouts":
         raise ValueError(
-            f"algorithm {config.algorithm!r} learns from {algorithm.data}, not from rewards of its own samples: "
+            f"algorithm {name} learns from {algorithm.data}, not from rewards of its own samples: "
             f"use one of {', '.join(k for k, a in ALGORITHMS.items() if _one_reward(a))}"
+        )
+    if algorithm.grouped and config.sampling.num_samples < 2:
+        raise ValueError(
+            f"sampling.num_samples={config.sampling.num_samples}: a group of one has no baseline and every advantage "
+            "is 0; use at least 2"
         )
     if not _one_reward(algorithm):
         missing = [name for name in algorithm.needs if name not in FOUND]
         raise ValueError(
-            f"algorithm {config.algorithm!r} needs {missing[0]} {NEEDS[missing[0]]}, which one reward an answer "
+            f"algorithm {name} needs {missing[0]} {NEEDS[missing[0]]}, which one reward an answer "
             "does not give: write the loop with make_batch(..., fields=...)"
         )
     if config.sampling.temperature != algorithm.temperature:
@@ -281,6 +293,7 @@ def resolve(config: RunConfig, algorithm: Algorithm) -> Algorithm:
             f"sampling.temperature={config.sampling.temperature} but the algorithm trains at {algorithm.temperature}: "
             "both sides of the importance ratio need one temperature"
         )
+    try_out(algorithm)
     if algorithm.max_length is None:
         algorithm = dataclasses.replace(algorithm, max_length=config.sampling.max_new_tokens)
     return algorithm

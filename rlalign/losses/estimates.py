@@ -82,6 +82,6 @@ def importance_weight(
     metrics = {
         "weight_mean": token_mean(weight, mask),
         "weight_beyond_share": token_mean(outside.astype(weight.dtype), mask),
-        "weight_min": jnp.where(jnp.any(mask), jnp.min(jnp.where(mask, weight, jnp.inf)), 0),
+        "weight_min": jnp.where(jnp.any(mask), jnp.min(jnp.where(mask, weight, jnp.inf), initial=jnp.inf), 0),
     }
     return weight, metrics

@@ -81,7 +81,8 @@ def policy_gradient(
       advantage: f[N] or f[N, R]. No gradient.
       mask: b[N, R].
       weight: f[N, R] or f[N], importance correction that multiplies each term. No gradient.
-      clip, clip_low, clip_high, dual_clip, ratio: see above. Log-ratios are cut at +-20 and the share reported.
+      clip, clip_low, clip_high, dual_clip, ratio: see above. Log-ratios are cut at +-20 and the share reported; beyond
+        the cut nothing pulls, so with A < 0 and clip="ppo" a dual clip is what bounds the gradient before it.
       aggregate, max_length, denominator: see aggregate_tokens.
 
     Returns:
@@ -113,7 +114,7 @@ def policy_gradient(
         "clip_share": token_mean(active.astype(logp.dtype), mask),
         "ratio_cut_share": cut,
         "approx_kl": token_mean(jnp.exp(near) - near - 1, mask),
-        "ratio_error": jnp.max(jnp.where(mask, jnp.abs(jnp.expm1(near)), 0)),
+        "ratio_error": jnp.max(jnp.where(mask, jnp.abs(jnp.expm1(near)), 0), initial=0),
     }
     return loss, metrics
 

@@ -73,6 +73,14 @@ def _flat_pairs(pair: jax.Array, samples: int) -> tuple[jax.Array, jax.Array]:
     return jnp.where(there[..., None], shifted, 0).reshape(-1, 2), there.reshape(-1)
 
 
+def part_share(algorithm: Algorithm, batch: Batch, tokens: jax.Array, count: jax.Array) -> jax.Array:
+    """What a part's metrics weigh: its share of the tokens, or of the pairs or labels."""
+    if algorithm.data in ("pairs", "labels"):
+        parts = jax.tree.map(lambda x: x[None], batch)
+        return batch_count(algorithm, parts) / jnp.maximum(count, 1)
+    return jnp.sum(batch.packed.mask) / tokens
+
+
 def batch_count(algorithm: Algorithm, batch: Batch) -> jax.Array:
     """What the loss is a mean over, in the whole batch [microbatches, S, ...]."""
     mask = batch.packed.mask.reshape(-1, batch.packed.mask.shape[-1])

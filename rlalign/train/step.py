@@ -16,7 +16,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rlalign.algorithms import Algorithm
+from rlalign.algorithms import Algorithm, try_out
+from rlalign.checks import expect
 from rlalign.forest import bucket, split
 from rlalign.models.decoder import Decoder
 from rlalign.train.mesh import (
@@ -28,7 +29,7 @@ from rlalign.train.mesh import (
     row_shards,
     shard_decoder,
 )
-from rlalign.train.objective import batch_count, batch_loss
+from rlalign.train.objective import batch_count, batch_loss, part_share
 from rlalign.train.optimizer import with_master_weights
 from rlalign.types import Batch, Packed, Params, TokenForest, TrainState
 
@@ -113,7 +114,7 @@ def _gradient(loss, params, batch: Batch, axis_name: str | None, algorithm: Algo
 
     def part(micro: Batch):
         (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, micro, denominator)
-        share = jnp.sum(micro.packed.mask) / tokens
+        share = part_share(algorithm, micro, tokens, denominator)
         combine = {k: v if k in MAXIMA or k == "loss" else v * share for k, v in metrics.items()}
         wide = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient)
         return wide, combine
@@ -190,6 +191,8 @@ def make_train_step(
         state, metrics = _update(loss, optimizer, axis_name, algorithm, state, batch)
         return keep_sharding(state, mesh), metrics
 
+    try_out(algorithm)
+
     def part_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_fields(algorithm, batch)
         return update(state, jax.tree.map(lambda x: x[None, None], batch))  # one microbatch of one shard
@@ -219,6 +222,20 @@ class _CompiledStep:
 
 
 def _check_fields(algorithm: Algorithm, batch: Batch) -> None:
+    token = "f[N, R]"
+    expect(
+        mask=(batch.packed.mask, "b[N, R]"),
+        node=(batch.packed.node, "i[N, R]"),
+        advantage=(batch.advantage, f"f[N]|{token}"),
+        old_logp=(batch.old_logp, token),
+        ref_logp=(batch.ref_logp, token),
+        weight=(batch.weight, f"f[N]|{token}"),
+        pair=(batch.pair, "i[M, P]"),
+    )
+    if batch.pair is not None and batch.pair.shape[1] != 2:
+        raise ValueError(f"pair has shape {batch.pair.shape}, expected i32[M, 2]")
+    if algorithm.data == "labels" and isinstance(batch.advantage, np.ndarray):
+        _check_labels(batch.advantage)
     if algorithm.data == "rollouts" and batch.advantage is None:
         raise ValueError("this algorithm learns from rewards: the batch needs advantage f[N] (see make_batch)")
     if algorithm.data == "labels" and batch.advantage is None:
@@ -230,6 +247,14 @@ def _check_fields(algorithm: Algorithm, batch: Batch) -> None:
     if algorithm.needs_reference and batch.ref_logp is None:
         why = f"kl_coef={algorithm.kl_coef}" if algorithm.kl_coef > 0 else f"data={algorithm.data!r}"
         raise ValueError(f"{why} needs ref_logp f[N, R] in the batch (see make_scorer)")
+
+
+def _check_labels(label: np.ndarray) -> None:
+    if not np.isfinite(label).all():
+        row = int(np.flatnonzero(~np.isfinite(label))[0])
+        raise ValueError(f"label {row} (Batch.advantage) is {label[row]}: 1 is good, -1 bad, 0 is left out")
+    if (label == 0).any() and not (label < 0).any():
+        raise ValueError("labels (Batch.advantage) are 0 and above: a bad response is -1, 0 is left out")
 
 
 def arrange(batch: Batch, microbatches: int, mesh: Mesh | None) -> Batch:

@@ -221,3 +221,13 @@ def test_the_spread_of_a_term_is_its_deviation_within_groups():
     group, valid = jnp.array([0, 0, 1, 1, 2, 2]), jnp.array([True] * 5 + [False])
     spread = jax.jit(functools.partial(advantages.term_spread, num_groups=4))(terms, group, valid=valid)
     np.testing.assert_allclose(spread, [np.sqrt(2) / 2, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("offset", "step"), [(1e8, 8.0), (-1e3, 1e-3), (-20.0, 0.5)])
+def test_returns_of_any_offset_keep_the_digits_of_their_differences(offset, step):
+    rng = np.random.default_rng(0)
+    reward = (offset + step * rng.integers(0, 3, 64)).astype(np.float32)
+    args, mask = (jnp.asarray(reward), jnp.arange(64) % 5), np.ones((64, 40), bool)
+    out = advantages.reinforce_pp(*args, mask=jnp.asarray(mask), num_groups=5)
+    want = oracles.reinforce_pp(reward, np.arange(64) % 5, mask=mask, num_groups=5)
+    np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-5)

@@ -164,6 +164,12 @@ def test_what_an_algorithm_needs_is_found(tmp_path, name):
     assert int(result.state.step) == 1
 
 
+def test_one_sample_a_prompt_is_enough_without_groups(tmp_path):
+    sampling = ra.SampleConfig(1, sums.ANSWER_TOKENS, eos_ids=(sums.EOS,))
+    result = run(config(tmp_path, algorithm="reinforce_pp", steps=1, sampling=sampling, recompute_logp=True))
+    assert int(result.state.step) == 1
+
+
 def test_what_one_reward_an_answer_does_not_give_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"'gigpo' needs trajectory i\[N\], the trajectory of each step, which one reward"
@@ -212,7 +218,6 @@ def test_a_profile_is_written(tmp_path):
         ),
         ({"profile": "5:3"}, "FIRST:END"),
         ({"max_invalid_share": 1.5}, r"max_invalid_share must lie in \[0, 1\]"),
-        ({"sampling": ra.SampleConfig(1, 4, eos_ids=(1,))}, "a group of one has no baseline"),
     ],
 )
 def test_bad_settings_are_refused_when_built(tmp_path, changes, text):
@@ -223,7 +228,8 @@ def test_bad_settings_are_refused_when_built(tmp_path, changes, text):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"algorithm": "sft"}, "learns from demonstrations, not from rewards"),
+        ({"algorithm": "sft"}, "algorithm 'sft' learns from demonstrations, not from rewards"),
+        ({"sampling": ra.SampleConfig(1, 4, eos_ids=(1,))}, "a group of one has no baseline"),
         ({"sampling": ra.SampleConfig(2, 4, eos_ids=(1,), temperature=0.5)}, "both sides of the importance ratio"),
         ({"row_length": 8}, r"prompts\[0\] has 6 tokens, with max_new_tokens=4 that is 10, and row_length is 8: raise"),
         ({"sampling": ra.SampleConfig(2, 12, eos_ids=(1,))}, "max_positions is 16: raise"),

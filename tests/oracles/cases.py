@@ -138,6 +138,8 @@ def random_case(rng, samples, length, groups):
         "trajectory": trajectory,
         "step": rng.permutation(3 * samples)[:samples],
         "anchor": rng.integers(0, 3, samples),
+        "terms": grid(rng.normal(size=(samples, 3))),
+        "token_reward": grid(rng.normal(size=(samples, length)) / 4),
         "penalty": rng.choice([0.0, 0.0, 0.125], samples),
     }
 

@@ -1,5 +1,7 @@
 """make_batch: rewards to advantages, prompts stored once, invalid samples nowhere."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -179,7 +181,61 @@ def zeros(packed):
     return np.zeros(packed.mask.shape, np.float32)
 
 
+def test_a_term_that_is_not_finite_makes_its_row_invalid_and_is_named(caplog):
+    terms = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    terms[4, 1] = np.nan
+    given = {"fields": {"terms": terms}, "reference": zeros}
+    batch = make_batch(ALGORITHMS["crpo_per_objective"], PROMPTS, rollouts(), REWARD, row_length=32, **given)
+    assert "sample 4 is invalid: term 1 of its reward is nan" in caplog.text
+    assert np.isfinite(batch.advantage).all()
+    assert batch.advantage[4] == 0
+    assert not batch.packed.mask[4].any()
+    assert batch.advantage[[3, 5]].all()
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_groups_without_signal_stay_or_leave(drop):
+    """The second group's rewards are all equal."""
+    algorithm = dataclasses.replace(GRPO, drop_without_signal=drop)
+    packed = make_batch(algorithm, PROMPTS, rollouts(), REWARD, row_length=32).packed
+    assert packed.mask.any(axis=1).tolist() == [True] * 3 + [not drop] * 3 + [True] * 3
+    assert ((packed.node >= 0) == packed.mask).all()
+
+
+def test_the_trainers_log_probs_replace_the_samplers_and_the_difference_is_weighed():
+    sampled = rollouts()
+    trainer = np.where(sampled.mask, sampled.behaviour_logp + 0.25, 0).astype(np.float32)
+    batch = make_batch(GRPO, PROMPTS, sampled, REWARD, row_length=32, old_policy=lambda packed: trainer)
+    np.testing.assert_array_equal(batch.old_logp, trainer)
+    np.testing.assert_allclose(batch.weight[sampled.mask], np.exp(0.25), rtol=1e-5)
+
+
+def test_any_trajectory_ids_are_the_same_as_small_ones():
+    steps = {
+        "trajectory": np.repeat(np.arange(3), 3),
+        "step": np.tile(np.arange(3), 3),
+        "anchor": np.tile([0, 1, 1], 3),
+    }
+    how = {"row_length": 32, "reference": zeros}
+    steps["group"] = np.zeros(9, int)
+    small = make_batch(ALGORITHMS["gigpo"], PROMPTS, rollouts(), REWARD, fields=steps, **how)
+    large = steps | {"trajectory": 1000 - 17 * steps["trajectory"], "anchor": 10**9 + steps["anchor"]}
+    again = make_batch(ALGORITHMS["gigpo"], PROMPTS, rollouts(), REWARD, fields=large, **how)
+    np.testing.assert_array_equal(small.advantage, again.advantage)
+    penalty = np.arange(9) / 8
+    less = make_batch(ALGORITHMS["gigpo"], PROMPTS, rollouts(), REWARD, fields=steps | {"penalty": penalty}, **how)
+    want, _ = oracles.group_in_group(REWARD, num_groups=3, penalty=penalty, **steps)
+    np.testing.assert_allclose(less.advantage, want, rtol=1e-4, atol=1e-5)
+
+
 MISSING = [
+    (
+        "gprs",
+        {"fields": {"groups": np.zeros(9, int)}},
+        r"fields has 'groups', which this algorithm does not take: group$",
+    ),
+    ("grpo", {"fields": {"group": np.arange(9)}}, r"fields\['group'\] holds 0 to 8: ids must lie in \[0, 3\)$"),
+    ("remax", {"fields": {"baseline": np.zeros(9)}}, r"fields\['baseline'\] has shape \(9,\), expected 3 rows$"),
     (
         "gigpo",
         {"reference": zeros},

@@ -74,10 +74,14 @@ def test_pairs_in_parts_give_the_gradient_of_the_whole(x64, name):
 
     want = oracles.numerical_gradient(lambda z: truth(z, batch(1)), logits())
     assert np.abs(want).max() > 1e-3
+    figures = []
     for parts in (1, 2):
         moved, metrics = stepped(name, batch(parts), microbatches=parts)
+        found = {k: float(v) for k, v in metrics.items() if k in ("accuracy", "margin", "logit_generated")}
+        figures.append(found)
         np.testing.assert_allclose(logits() - moved, want, rtol=1e-6, atol=1e-8)
         assert float(metrics["loss"]) == pytest.approx(truth(logits(), batch(1)), rel=1e-10)
+    assert figures[0] == pytest.approx(figures[1])  # means over pairs, whatever the parts
 
 
 def test_pairs_under_pmap_give_the_gradient_of_the_whole(x64):
@@ -114,6 +118,20 @@ MISSING = [
     ("kto", "advantage", r"learns from labels: the batch needs advantage f\[N\], > 0 where good, < 0 where bad"),
     ("kto", "ref_logp", r"data='labels' needs ref_logp f\[N, R\] in the batch"),
 ]
+
+
+BAD = [
+    ({"advantage": np.array([np.nan] * 12)}, r"label 0 \(Batch.advantage\) is nan: 1 is good, -1 bad, 0 is left out"),
+    ({"advantage": np.arange(12) % 2 * 1.0}, r"labels \(Batch.advantage\) are 0 and above: a bad response is -1"),
+    ({"advantage": np.ones(20)}, r"advantage is .*\[20\], expected f\[N\]\|f\[N, R\] with N=12"),
+    ({"pair": np.zeros((2, 3), np.int32)}, r"pair has shape \(2, 3\), expected i32\[M, 2\]"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), BAD)
+def test_fields_that_do_not_fit_are_named(change, text):
+    with pytest.raises(ValueError, match=text):
+        stepped("kto", batch(1, labels=True)._replace(**change))
 
 
 @pytest.mark.parametrize(("name", "field", "text"), MISSING)
