@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(EXTRA)
 PARITY := .venv-parity
 
-.PHONY: quickstart test lint parity matrix bench kills constraints clean
+.PHONY: quickstart test lint parity matrix coverage mutants bench kills constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)  ## a policy learns sums from rewards in front of you
@@ -28,6 +28,16 @@ matrix: $(READY)  ## every combination of advantage, ratio, clip, aggregation, K
 
 parity: $(PARITY)/.ready  ## TRL's losses and ours on the same numbers; ARGS=--write writes the table of docs/parity.md
 	$(PARITY)/bin/python -m pytest tests/parity $(ARGS)
+
+CORE_TESTS := tests/advantages tests/losses tests/test_algorithms.py tests/test_forest.py tests/test_logprobs.py tests/test_types.py
+
+coverage: $(READY)  ## lines and branches of the pure core that its tests run; fails under 100 %
+	$(BIN)/python -m coverage run -m pytest $(CORE_TESTS)
+	$(BIN)/python -m coverage report
+
+mutants: $(READY)  ## how many of 150 wrong versions of the core a quick subset of the tests notices; docs/mutants.md
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet -c constraints.txt -e ".[mutation]"
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 bench: $(READY)  ## one JSON line a benchmark
 	$(BIN)/python benchmarks/update.py
@@ -51,9 +61,9 @@ $(PARITY)/.ready: pyproject.toml constraints-parity.txt
 
 # The extra `parity` is resolved apart: PyTorch's pins of CUDA libraries are not to decide what JAX runs with.
 constraints: $(READY)  ## resolve the versions anew
-	for set in "constraints.txt --extra dev --extra tensorboard" "constraints-parity.txt --extra parity"; do \
+	for set in "constraints.txt --extra dev --extra tensorboard --extra mutation" "constraints-parity.txt --extra parity"; do \
 	  $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --no-header --no-annotate --quiet -o $$set || exit; \
 	done
 
 clean:
-	rm -rf $(VENV) $(PARITY) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PARITY) runs .pytest_cache .ruff_cache .coverage

@@ -77,6 +77,8 @@ def test_the_page_of_algorithms_is_that_of_the_entries():
     mine = dataclasses.replace(ALGORITHMS["grpo"], about=None)
     with pytest.raises(ValueError, match="algorithm 'mine' has no `about`: give it one to list it"):
         algorithms_page({"mine": mine})
+    headings = [line for line in algorithms_page({"dpo": ALGORITHMS["dpo"]}).splitlines() if line.startswith("## ")]
+    assert len(headings) == 1  # no table without a row
 
 
 def test_every_entry_has_an_oracle_and_every_oracle_an_entry():

@@ -213,27 +213,27 @@ def test_default_chunk(vocab, chunk):
 
 def bad(**change):
     arguments = {
-        "hidden": jnp.zeros((2, 4, 3)),
-        "head": jnp.zeros((3, 5)),
-        "forest": TokenForest(*(jnp.zeros((2, 4), jnp.int32),) * 4),
-        "node": jnp.zeros((6, 2), jnp.int32),
+        "hidden": np.zeros((2, 4, 3)),
+        "head": np.zeros((3, 5)),
+        "forest": TokenForest(*(np.zeros((2, 4), jnp.int32),) * 4),
+        "node": np.zeros((6, 2), jnp.int32),
     }
     return arguments | change
 
 
 BAD = {
-    "rank": (bad(hidden=jnp.zeros((8, 3))), r"hidden is float32\[8, 3\], expected f\[B, T, W\]"),
-    "dtype": (bad(hidden=jnp.zeros((2, 4, 3), int)), r"hidden is int32\[2, 4, 3\], expected f\[B, T, W\]"),
-    "head": (bad(head=jnp.zeros((5, 3))), r"head is float32\[5, 3\], expected f\[W, V\] with W=3"),
-    "forest": (bad(hidden=jnp.zeros((2, 7, 3))), r"token is int32\[2, 4\], expected i\[B, T\] with B=2, T=7"),
-    "node": (bad(node=jnp.zeros(6, jnp.int32)), r"node is int32\[6\], expected i\[N, R\]"),
-    "node dtype": (bad(node=jnp.zeros((6, 2))), r"node is float32\[6, 2\], expected i\[N, R\]"),
+    "rank": (bad(hidden=np.zeros((8, 3))), r"hidden is float32\[8, 3\], expected f\[B, T, W\]"),
+    "dtype": (bad(hidden=np.zeros((2, 4, 3), int)), r"hidden is int32\[2, 4, 3\], expected f\[B, T, W\]"),
+    "head": (bad(head=np.zeros((5, 3))), r"head is float32\[5, 3\], expected f\[W, V\] with W=3"),
+    "forest": (bad(hidden=np.zeros((2, 7, 3))), r"token is int32\[2, 4\], expected i\[B, T\] with B=2, T=7"),
+    "node": (bad(node=np.zeros(6, jnp.int32)), r"node is int32\[6\], expected i\[N, R\]"),
+    "node dtype": (bad(node=np.zeros((6, 2))), r"node is float32\[6, 2\], expected i\[N, R\]"),
     "table": (
-        bad(allowed=(jnp.ones((3, 4), bool), jnp.zeros((6, 2), jnp.int32))),
+        bad(allowed=(np.ones((3, 4), bool), np.zeros((6, 2), jnp.int32))),
         r"allowed\[0\] is bool\[3, 4\], expected b\[S, V\] with V=5",
     ),
     "index": (
-        bad(allowed=(jnp.ones((3, 5), bool), jnp.zeros((6, 1), jnp.int32))),
+        bad(allowed=(np.ones((3, 5), bool), np.zeros((6, 1), jnp.int32))),
         r"allowed\[1\] is int32\[6, 1\], expected i\[N, R\] with N=6, R=2",
     ),
     "temperature": (bad(temperature=0.0), "temperature must be positive, got 0.0"),

@@ -291,17 +291,17 @@ def test_preference_sums_to_zero_in_every_group():
         assert np.abs(np.bincount(group, weights=out)).max() <= 1e-6
 
 
-GOOD = {"reward": jnp.zeros(4), "group": jnp.zeros(4, int), "num_groups": 1}
+GOOD = {"reward": np.zeros(4), "group": np.zeros(4, int), "num_groups": 1}
 BAD = [
-    ({"reward": jnp.zeros((4, 1))}, r"reward is float32\[4, 1\], expected f\[N\]$"),
-    ({"reward": jnp.zeros(4, int)}, r"reward is int32\[4\], expected f\[N\]$"),
-    ({"reward": jnp.float32(1.0)}, r"reward is float32\[\], expected f\[N\]$"),
+    ({"reward": np.zeros((4, 1))}, r"reward is float32\[4, 1\], expected f\[N\]$"),
+    ({"reward": np.zeros(4, int)}, r"reward is int32\[4\], expected f\[N\]$"),
+    ({"reward": np.float32(1.0)}, r"reward is float32\[\], expected f\[N\]$"),
     ({"reward": [0.0] * 4}, r"reward is a list, expected an array f\[N\]$"),
-    ({"group": jnp.zeros(3, int)}, r"group is int32\[3\], expected i\[N\] with N=4$"),
-    ({"group": jnp.zeros(1, int)}, r"group is int32\[1\], expected i\[N\] with N=4$"),
-    ({"group": jnp.zeros(4)}, r"group is float32\[4\], expected i\[N\] with N=4$"),
-    ({"valid": jnp.ones(4)}, r"valid is float32\[4\], expected b\[N\] with N=4$"),
-    ({"valid": jnp.ones((4, 4), bool)}, r"valid is bool\[4, 4\], expected b\[N\] with N=4$"),
+    ({"group": np.zeros(3, int)}, r"group is int32\[3\], expected i\[N\] with N=4$"),
+    ({"group": np.zeros(1, int)}, r"group is int32\[1\], expected i\[N\] with N=4$"),
+    ({"group": np.zeros(4)}, r"group is float32\[4\], expected i\[N\] with N=4$"),
+    ({"valid": np.ones(4)}, r"valid is float32\[4\], expected b\[N\] with N=4$"),
+    ({"valid": np.ones((4, 4), bool)}, r"valid is bool\[4, 4\], expected b\[N\] with N=4$"),
     ({"num_groups": 0}, r"num_groups must be at least 1, got 0$"),
 ]
 
@@ -327,6 +327,6 @@ def test_unknown_options_are_refused():
         advantages.group_relative(**GOOD, ddof=2)
     with pytest.raises(ValueError, match=r"eps must be > 0, got 0: a tiny deviation would make infinite advantages$"):
         advantages.group_relative(**GOOD, eps=0)
-    for weight in (jnp.ones(3), jnp.ones((4, 1)), jnp.ones(4, int)):
+    for weight in (np.ones(3), np.ones((4, 1)), np.ones(4, int)):
         with pytest.raises(ValueError, match=r"weight is (float|int)32\[.*\], expected f\[N\] with N=4$"):
             advantages.group_preference(**GOOD, weight=weight)

@@ -217,7 +217,7 @@ def test_anchors_equal_the_oracle():
             assert got.max() < 9
 
 
-Z, ID = jnp.zeros(4), jnp.zeros(4, int)
+Z, ID = np.zeros(4), np.zeros(4, int)
 GOOD = {"reward": Z, "group": ID, "trajectory": ID, "step": ID, "anchor": ID, "num_groups": 1}
 BAD = [
     ({"reward": Z[:, None]}, r"reward is float32\[4, 1\], expected f\[N\]$"),

@@ -168,7 +168,7 @@ def test_a_term_keeps_its_weight_where_all_answers_are_right():
     np.testing.assert_allclose(np.abs(split), 0.0866, rtol=1e-3)
 
 
-Z, ID, M = jnp.zeros(4), jnp.zeros(4, int), jnp.ones((4, 2), bool)
+Z, ID, M = np.zeros(4), np.zeros(4, int), np.ones((4, 2), bool)
 BAD = [
     ("reinforce_pp", (Z, ID), {"mask": M[:3]}, r"mask is bool\[3, 2\], expected b\[N, R\] with N=4$"),
     ("reinforce_pp", (Z, ID), {"mask": M[:, 0]}, r"mask is bool\[4\], expected b\[N, R\] with N=4$"),

@@ -78,13 +78,13 @@ BAD = [
     ({"cap": float("nan")}, r"cap must be at least 1, got nan"),
     ({"floor": 0.5}, r"floor must be in \[0, 1\] and goes with beyond='mask', got 0.5 with 'truncate'$"),
     ({"floor": 1.5, "beyond": "mask"}, r"floor must be in \[0, 1\] and goes with beyond='mask', got 1.5 with 'mask'$"),
-    ({"mask": jnp.ones(2, bool)}, r"mask is bool\[2\], expected b\[N, R\]$"),
-    ({"behaviour_logp": jnp.zeros((2, 1))}, r"behaviour_logp is float32\[2, 1\], expected f\[N, R\] with N=1, R=2$"),
+    ({"mask": np.ones(2, bool)}, r"mask is bool\[2\], expected b\[N, R\]$"),
+    ({"behaviour_logp": np.zeros((2, 1))}, r"behaviour_logp is float32\[2, 1\], expected f\[N, R\] with N=1, R=2$"),
 ]
 
 
 @pytest.mark.parametrize(("change", "text"), BAD)
 def test_bad_input_is_refused_by_name(change, text):
-    good = {"logp": jnp.zeros((1, 2)), "behaviour_logp": jnp.zeros((1, 2)), "mask": jnp.ones((1, 2), bool)}
+    good = {"logp": np.zeros((1, 2)), "behaviour_logp": np.zeros((1, 2)), "mask": np.ones((1, 2), bool)}
     with pytest.raises(ValueError, match=text):
         losses.importance_weight(**(good | change))
