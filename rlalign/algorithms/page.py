@@ -10,8 +10,8 @@ HEAD = """# Which algorithm
 
 One row an entry of `rlalign.ALGORITHMS`; `get_algorithm(name)` gives it, `dataclasses.replace` changes it. Written by
 `python -m rlalign.algorithms.page` from the entries themselves. r: reward, A: advantage, f: importance ratio
-pi / pi_old, L: log-ratio to the reference summed over a response, sig: sigmoid. Settings that a row does not show are
-the defaults of the functions that it names.
+pi / pi_old, L: log-ratio to the reference summed over a response, sig: sigmoid. The last table has the settings; those
+that a row does not show are the defaults of the functions that it names.
 """
 
 
@@ -53,15 +53,24 @@ def algorithms_page(algorithms: Mapping[str, Algorithm] = ALGORITHMS) -> str:
         rows = {name: a for name, a in algorithms.items() if a.data == data}
         if not rows:
             continue
-        out += [f"## {data.capitalize()}: {meaning}\n"]
-        out += ["| name | formula | source | when | cost | trap | settings |", "|---|---|---|---|---|---|---|"]
+        out += [f"## {data.capitalize()}: {meaning}\n", *_table("formula and source", "when", "cost", "trap")]
         for name, algorithm in rows.items():
             if algorithm.about is None:
                 raise ValueError(f"algorithm {name!r} has no `about`: give it one to list it")
-            cells = (f"`{name}`", *algorithm.about, _settings(algorithm))
-            out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            formula, source, *rest = algorithm.about
+            out.append(_row(name, f"{formula}<br>{source}", *rest))
         out.append("")
-    return "\n".join(out)
+    out += ["## Settings\n", *_table("what it is made of")]
+    out += [_row(name, _settings(algorithm)) for name, algorithm in algorithms.items()]
+    return "\n".join([*out, ""])
+
+
+def _table(*columns: str) -> list[str]:
+    return ["| name | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+
+
+def _row(name: str, *cells: str) -> str:
+    return f"| `{name}` | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 if __name__ == "__main__":
