@@ -11,7 +11,7 @@ from rlalign import advantages
 from tests import oracles
 
 SHAPES = ((1, 1), (7, 2), (24, 4))  # rows, group ids
-CASES = 100  # of each shape
+CASES = 200  # of each shape
 VARIANTS = {
     "paper": {},
     "no std": {"scale": "none", "gamma": 0.5, "step_weight": 0.5},
@@ -66,7 +66,7 @@ def run(case, groups, dtype=jnp.float32, mapped=True):
 
 @pytest.mark.parametrize(
     ("rows", "groups", "dtype", "tolerance"),
-    [*((*shape, "float64", 1e-12) for shape in SHAPES), (*SHAPES[1], "float32", 1e-5), (*SHAPES[2], "float32", 1e-5)],
+    [*((*shape, "float64", 1e-12) for shape in SHAPES), (*SHAPES[2], "float32", 1e-5)],
 )
 def test_values_equal_the_oracle(x64, rows, groups, dtype, tolerance):
     case = cases(rows, groups)
