@@ -1,6 +1,7 @@
 """Eight simulated CPU devices, no silent broadcasting, and float64 for the tests that ask for it."""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -8,7 +9,13 @@ import tempfile
 # Most of the time goes into compiling tiny programs, so LLVM leaves them as they are. The killed runs of tests/faults
 # start processes of their own, optimised as usual.
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        # Later releases have no choice of emitters, and compile more slowly.
+        "--xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib").startswith("0.10.") else "",
+    ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The same tiny programs are built by many tests: each is compiled once a session, whichever process needs it first.
@@ -30,6 +37,12 @@ def enable_x64():
     from jax.experimental import enable_x64 as context
 
     return context()
+
+
+def pytest_collection_modifyitems(items):
+    """The folders with the longest files first, so that no process is left alone with one at the end."""
+    long = ("faults", "train", "io", "models")
+    items.sort(key=lambda item: not any(part in long for part in item.path.parts))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-KILLS = int(os.environ.get("RLALIGN_KILLS", "2"))
+KILLS = int(os.environ.get("RLALIGN_KILLS", "1"))
 STEPS = 24
 SAME = ("loss", "reward", "entropy", "grad_norm", "tokens", "eval_accuracy")
 
