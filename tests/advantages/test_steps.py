@@ -269,6 +269,21 @@ def test_the_figures_of_step_groups():
     assert float(nothing["step_to_episode"]) == 0
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+def test_the_figures_of_step_groups_equal_the_oracle(x64, dtype, tolerance):
+    rows, groups = SHAPES[2]
+    case, rng = cases(rows, groups), np.random.default_rng(0)
+    parts = {k: rng.normal(size=(CASES, rows)) * case["valid"] for k in ("episode", "step")}
+    call = jax.jit(jax.vmap(lambda p, g, a, v: advantages.step_metrics(p, group=g, anchor=a, valid=v)))
+    args = [case[k] for k in ("group", "anchor", "valid")]
+    got = call({k: jnp.asarray(v, dtype) for k, v in parts.items()}, *args)
+    for c in range(CASES):
+        group, anchor, valid = (x[c] for x in args)
+        of = {k: v[c] for k, v in parts.items()}
+        for name, want in oracles.step_metrics(of, group=group, anchor=anchor, valid=valid).items():
+            np.testing.assert_allclose(got[name][c], want, tolerance, tolerance, err_msg=name)
+
+
 def test_no_rows_are_no_error():
     none, ids = jnp.zeros(0), jnp.zeros(0, int)
     assert advantages.discounted_return(none, ids, ids, gamma=0.5).shape == (0,)

@@ -49,6 +49,7 @@ def every(module, case, groups):
         "per_objective, none": module.per_objective(
             *args, terms=case["terms"], term_weight=(10.0, 1.0, 0.5), scale="none", **how
         ),
+        "term_spread": module.term_spread(case["terms"], case["group"], **how),
         "informative_groups": module.informative_groups(*args, **how),
     }
 
@@ -100,7 +101,7 @@ def test_permuted_rows_give_permuted_results():
     order = np.random.default_rng(0).permutation(shape[0])
     moved = run({k: v if k == "baseline" else v[:, order] for k, v in case.items()}, shape[2], jnp.float32)
     for name, want in run(case, shape[2], jnp.float32).items():
-        back = want if name == "informative_groups" else want[:, order]
+        back = want if name in ("informative_groups", "term_spread") else want[:, order]
         np.testing.assert_allclose(moved[name], back, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
@@ -154,6 +155,10 @@ def test_equal_rewards_whiten_to_exactly_zero(baseline):
 def test_the_length_penalty_at_its_corners():
     length = np.array([0, 50, 51, 75, 99, 100, 101, 1000])
     want = oracles.overlong_penalty(length, max_length=100, cache=50)
+    drawn = np.random.default_rng(0).integers(0, 300, 200)
+    for limit, cache in ((100, 50), (128, 1), (77, 77)):
+        many = oracles.overlong_penalty(drawn, max_length=limit, cache=cache)
+        np.testing.assert_allclose(advantages.overlong_penalty(drawn, max_length=limit, cache=cache), many, rtol=1e-6)
     np.testing.assert_allclose(advantages.overlong_penalty(length, max_length=100, cache=50), want, rtol=1e-6)
     assert want[[1, 3, 5, 6]].tolist() == [0.0, -0.5, -1.0, -1.0]
 

@@ -23,6 +23,7 @@ from tests.oracles.groups import (
     per_objective,
     remax,
     rows_of,
+    term_spread,
 )
 from tests.oracles.pairs import (
     LINKS,
@@ -45,7 +46,7 @@ from tests.oracles.policy import (
     policy_gradient,
     token_share,
 )
-from tests.oracles.steps import anchor_ids, discounted_return, group_in_group, reinforce_pp
+from tests.oracles.steps import anchor_ids, discounted_return, group_in_group, reinforce_pp, step_metrics
 
 __all__ = [
     "ADVANTAGES",
@@ -85,6 +86,8 @@ __all__ = [
     "simpo",
     "spin",
     "stack",
+    "step_metrics",
     "surrogate",
+    "term_spread",
     "token_share",
 ]

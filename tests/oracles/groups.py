@@ -86,6 +86,20 @@ def per_objective(reward, group, *, terms, term_weight, num_groups, valid=None, 
     return out
 
 
+def term_spread(terms, group, *, num_groups, valid=None):
+    """The deviation of each term within a group of two or more, averaged over such groups."""
+    valid, out = everyone(valid, len(terms)), []
+    for c in range(np.shape(terms)[1]):
+        deviations = []
+        for number in range(num_groups):
+            values = [float(terms[i][c]) for i in rows_of(group, number, valid)]
+            if len(values) > 1:
+                mean = sum(values) / len(values)
+                deviations.append(math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)))
+        out.append(sum(deviations) / max(len(deviations), 1))
+    return np.array(out)
+
+
 def informative_groups(reward, group, *, num_groups, valid=None):
     """DAPO keeps a group whose rewards are not all equal."""
     valid, out = everyone(valid, len(reward)), np.zeros(num_groups, bool)

@@ -90,6 +90,22 @@ def group_in_group(
     return advantage, {"episode": episode, "step": local}
 
 
+def step_metrics(parts, *, group, anchor, valid=None):
+    """Share of rows that share their anchor, mean size of its groups, the step part beside the episode part."""
+    valid = everyone(valid, len(group))
+    sizes = {}
+    rows = [i for i in range(len(group)) if valid[i]]
+    for i in rows:
+        sizes[int(group[i]), int(anchor[i])] = sizes.get((int(group[i]), int(anchor[i])), 0) + 1
+    shared = [i for i in rows if sizes[int(group[i]), int(anchor[i])] > 1]
+    whole = sum(abs(float(parts["episode"][i])) for i in rows)
+    return {
+        "anchor_share": len(shared) / max(len(rows), 1),
+        "anchor_size": len(rows) / max(len(sizes), 1),
+        "step_to_episode": sum(abs(float(parts["step"][i])) for i in rows) / whole if whole else 0.0,
+    }
+
+
 def anchor_ids(anchors, group, *, similarity=None):
     """Ids by first appearance: of equal anchors, or of clusters that their first member stands for; inside a group."""
     first = []  # (group, representative) of every id, in the order of creation
