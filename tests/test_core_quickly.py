@@ -22,6 +22,7 @@ SURROGATES = {  # options, and which fields stand for advantage and weight
     "cispo token": ({"clip": "cispo", "clip_high": 0.5}, "advantage", "weight_token"),
     "none sequence": ({"clip": "none", "ratio": "sequence", "aggregate": "sequence"}, "advantage", None),
     "none product": ({"clip": "none", "ratio": "product"}, "advantage", None),
+    "ppo, a length": ({"aggregate": "sequence", "max_length": 9}, "advantage", None),
 }
 WEIGHTS = {
     "token": {},
@@ -65,6 +66,7 @@ def groups_of(module, case):
         "terms": module.per_objective(*args, **terms),
         "terms, no std": module.per_objective(*args, scale="none", **terms),
         "informative": module.informative_groups(*args, **how),
+        "spread": module.term_spread(case["terms"], case["group"], **how),
     }
 
 
@@ -79,6 +81,9 @@ def steps_of(module, case):
     how = {k: case[k] for k in ("group", "trajectory", "step", "anchor", "valid", "penalty")} | {"num_groups": GROUPS}
     out = {name: module.group_in_group(case["reward"], **how, **options) for name, options in GIGPO.items()}
     back = functools.partial(module.discounted_return, case["reward"], case["trajectory"], case["step"])
+    parts = {"episode": case["reward"], "step": case["penalty"]}
+    figures = {k: case[k] for k in ("group", "anchor", "valid")}
+    out |= module.step_metrics(parts, **figures)
     return out | {"return": back(gamma=0.75, valid=case["valid"])}
 
 

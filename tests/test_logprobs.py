@@ -246,3 +246,14 @@ def test_refusals_name_the_argument(case):
     arguments, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         token_logprobs(**arguments)
+
+
+def test_the_first_token_of_the_batch_may_be_a_parent(x64):
+    """A prompt of one token in the first row: place 0 is read, not taken for padding."""
+    packed = pack([np.array([1, 3, 2])], row_length=4, response_start=[1])
+    rng = np.random.default_rng(0)
+    hidden, head = rng.normal(size=(1, 4, WIDTH)), rng.normal(size=(WIDTH, VOCAB))
+    logp, _ = jax.jit(token_logprobs)(hidden, head, packed.forest, packed.node)
+    logits = hidden[0, :2] @ head
+    want = logits[[0, 1], [3, 2]] - np.log(np.exp(logits).sum(axis=1))
+    np.testing.assert_allclose(logp[0], want, rtol=1e-12)

@@ -185,7 +185,7 @@ def step_metrics(
     return {
         "anchor_share": mean((size[state] > 1).astype(episode.dtype)),
         "anchor_size": jnp.sum(size) / jnp.maximum(jnp.sum(size > 0), 1),
-        "step_to_episode": mean(jnp.abs(parts["step"])) / jnp.where(whole > 0, whole, jnp.inf),
+        "step_to_episode": mean(jnp.abs(parts["step"])) / jnp.where(whole == 0, jnp.inf, whole),
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 from rlalign import advantages
 from tests import oracles
 
-SHAPES = ((1, 1, 1), (6, 4, 3), (12, 5, 4))  # samples, response tokens, group ids
+SHAPES = ((6, 4, 3), (12, 5, 4))  # samples, response tokens, group ids
 CASES = 100  # of each shape
 FLOATS = ("reward", "token_reward", "baseline", "terms")
 WHITENED = {
@@ -82,7 +82,7 @@ def test_values_equal_the_oracle(x64, shape, dtype, tolerance):
 
 def test_gradients_equal_finite_differences(x64):
     rng = np.random.default_rng(1)
-    case = one_of(cases(*SHAPES[2]), 4) | {"reward": rng.normal(size=12)}
+    case = one_of(cases(*SHAPES[1]), 4) | {"reward": rng.normal(size=12)}
     arrays = {k: jnp.asarray(v) for k, v in case.items()}
 
     def total(module, reward, arrays):
@@ -96,7 +96,7 @@ def test_gradients_equal_finite_differences(x64):
 
 
 def test_permuted_rows_give_permuted_results():
-    shape = SHAPES[1]
+    shape = SHAPES[0]
     case = cases(*shape)
     order = np.random.default_rng(0).permutation(shape[0])
     moved = run({k: v if k == "baseline" else v[:, order] for k, v in case.items()}, shape[2], jnp.float32)
@@ -107,7 +107,7 @@ def test_permuted_rows_give_permuted_results():
 
 def test_junk_in_invalid_rows_changes_nothing_and_jit_changes_nothing():
     """Without jit: the compiler turns a product with a mask into a selection, which hides 0 * NaN."""
-    shape = SHAPES[1]
+    shape = SHAPES[0]
     count = cases(*shape)["valid"].sum(axis=1)
     c = int(np.flatnonzero((count > 2) & (count < 6))[0])
     mixed, jitted = one_of(cases(*shape), c), run(cases(*shape), shape[2], jnp.float32)
