@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlalign.advantages.groups import any_nan, check_gamma, check_scale, checked, segment_sum, statistics
+from rlalign.advantages.groups import Statistics, any_nan, check_gamma, check_scale, checked, segment_sum, statistics
 from rlalign.checks import expect
 from rlalign.types import Array
 
@@ -74,6 +74,12 @@ def _segments(ids: Sequence[jax.Array], valid: jax.Array) -> jax.Array:
     order = jnp.lexsort((*ids, ~valid))
     number = jnp.cumsum(~_linked([x[order] for x in ids] + [valid[order]])) - 1
     return jnp.zeros_like(number).at[order].set(number)
+
+
+def _scaled(away: jax.Array, of: Statistics, segment: jax.Array, live: jax.Array, scale: str, eps: float) -> jax.Array:
+    """away / F f[N]; 0 where not live b[N], and where all members of the segment are equal."""
+    part = away / (of.std[segment] + eps) if scale == "std" else away
+    return jnp.where(live & ~of.equal[segment], part, 0)
 
 
 def group_in_group(
@@ -140,22 +146,18 @@ def group_in_group(
     first = jnp.zeros_like(linked).at[order].set(~linked) & valid  # the first step of each trajectory
     whole = jnp.where(first, _returns(reward, order, linked, 1.0), 0)
     score = segment_sum(whole, trajectory, rows)[trajectory]
-    paid = score - less
     scores = statistics(score, group, num_groups, first)
     if episode_stat == "trajectory":
         of = scores
         away = segment_sum(scores.away, trajectory, rows)[trajectory] - less  # of the first row, on each of its rows
     else:
-        of = statistics(paid, group, num_groups, valid)
+        of = statistics(score - less, group, num_groups, valid)
         away = of.away
-    episode = away / (of.std[group] + eps if scale == "std" else 1)
-    episode = jnp.where(valid & ~(scores.equal | of.equal)[group], episode, 0)
+    episode = _scaled(away, of, group, valid & ~scores.equal[group], scale, eps)
 
-    returns = _returns(reward, order, linked, gamma) - less
     state = _segments([jnp.asarray(anchor), group], valid)
-    of = statistics(returns, state, rows, valid)
-    among = of.away / (of.std[state] + eps if scale == "std" else 1)
-    among = jnp.where(valid & ~of.equal[state], among, 0)
+    of = statistics(_returns(reward, order, linked, gamma) - less, state, rows, valid)
+    among = _scaled(of.away, of, state, valid, scale, eps)
 
     episode, among = (jnp.where(bad, jnp.nan, x) for x in (episode, among))
     return episode + step_weight * among, {"episode": episode, "step": among}
