@@ -10,99 +10,82 @@ import pytest
 from rlalign import advantages
 from tests import oracles
 
-SHAPES = ((7, 2), (24, 4))  # rows, group ids
-CASES = 100  # of each shape
+ROWS, GROUPS, CASES = 24, 4, 200  # rows and group ids of a case
 VARIANTS = {
     "paper": {},
+    "without penalty": {"penalty": None},
     "no std": {"scale": "none", "gamma": 0.5, "step_weight": 0.5},
     "official": {"episode_stat": "step"},
-    "official, no std": {"episode_stat": "step", "scale": "none", "gamma": 1.0},
 }
 IDS = ("group", "trajectory", "step", "anchor")
+FLOATS = ("reward", "penalty")
 
 
 @functools.cache
-def cases(rows, groups):
-    rng = np.random.default_rng(rows)
-    return oracles.stack([oracles.random_steps(rng, rows, groups) for _ in range(CASES)])
+def cases():
+    """Of one shape, so that one program a dtype serves most tests: compiling is what costs."""
+    rng = np.random.default_rng(24)
+    return oracles.stack([oracles.random_steps(rng, ROWS, GROUPS) for _ in range(CASES)])
 
 
-def every(reward, rest, groups, variants=VARIANTS):
-    """Every variant, and the discounted return."""
-    out = {}
-    ids = {k: rest[k] for k in IDS}
-    how = {"num_groups": groups, "valid": rest["valid"]}
+def one_of(case, c):
+    return {k: v[c] for k, v in case.items() if np.ndim(v)}
+
+
+def every(module, case, variants=VARIANTS):
+    """Every variant and the discounted return, of the library or of the oracles."""
+    out, how = {}, {"num_groups": GROUPS, "valid": case["valid"]} | {k: case[k] for k in IDS}
     for name, options in variants.items():
-        whole, parts = advantages.group_in_group(reward, penalty=rest["penalty"], **ids, **how, **options)
+        whole, parts = module.group_in_group(case["reward"], **({"penalty": case["penalty"]} | how | options))
         out |= {name: whole, f"{name}, episode": parts["episode"], f"{name}, step": parts["step"]}
-    out["without penalty"] = advantages.group_in_group(reward, **ids, **how)[0]
-    back = functools.partial(advantages.discounted_return, reward, rest["trajectory"], rest["step"])
-    return out | {"return": back(gamma=0.75, valid=rest["valid"])}
+    back = module.discounted_return(case["reward"], case["trajectory"], case["step"], gamma=0.75, valid=case["valid"])
+    return out | {"return": back}
 
 
-def expected(case, groups):
-    ids = {k: case[k] for k in IDS}
-    how = {"num_groups": groups, "valid": case["valid"]}
-    out = {}
-    for name, options in VARIANTS.items():
-        whole, parts = oracles.group_in_group(case["reward"], penalty=case["penalty"], **ids, **how, **options)
-        out |= {name: whole, f"{name}, episode": parts["episode"], f"{name}, step": parts["step"]}
-    out["without penalty"] = oracles.group_in_group(case["reward"], **ids, **how)[0]
-    back = functools.partial(oracles.discounted_return, case["reward"], case["trajectory"], case["step"])
-    return out | {"return": back(gamma=0.75, valid=case["valid"])}
+program = jax.jit(jax.vmap(functools.partial(every, advantages)))
+
+
+def run(case, dtype=jnp.float64):
+    arrays = {k: jnp.asarray(v, dtype if k in FLOATS else None) for k, v in case.items() if np.ndim(v)}
+    return {k: np.asarray(v) for k, v in program(arrays).items()}
 
 
 @functools.cache
-def compiled(groups, mapped=True):
-    one = functools.partial(every, groups=groups)
-    return jax.jit(jax.vmap(one) if mapped else one)
+def wanted():
+    made = [every(oracles, one_of(cases(), c)) for c in range(CASES)]
+    return {name: np.stack([m[name] for m in made]) for name in made[0]}
 
 
-def run(case, groups, dtype=jnp.float32, mapped=True):
-    floats = {k: jnp.asarray(case[k], dtype) for k in ("reward", "penalty")}
-    rest = {k: jnp.asarray(case[k]) for k in (*IDS, "valid")} | {"penalty": floats["penalty"]}
-    return {k: np.asarray(v) for k, v in compiled(groups, mapped)(floats["reward"], rest).items()}
-
-
-@pytest.mark.parametrize(
-    ("rows", "groups", "dtype", "tolerance"),
-    [*((*shape, "float64", 1e-12) for shape in SHAPES), (*SHAPES[1], "float32", 1e-5)],
-)
-def test_values_equal_the_oracle(x64, rows, groups, dtype, tolerance):
-    case = cases(rows, groups)
-    out = run(case, groups, dtype)
-    wanted = [expected({k: v[c] for k, v in case.items() if np.ndim(v)}, groups) for c in range(CASES)]
-    for name, got in out.items():
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+def test_values_equal_the_oracle(x64, dtype, tolerance):
+    for name, got in run(cases(), dtype).items():
         assert got.dtype == dtype
         # A deviation of nearly equal returns keeps few of float32's digits: their differences are on a coarse grid.
         loose = 20 if dtype == "float32" and "gamma" not in VARIANTS.get(name.split(",")[0], {}) else 1
-        want = np.stack([w[name] for w in wanted])
-        np.testing.assert_allclose(got, want, loose * tolerance, loose * tolerance, err_msg=name)
+        np.testing.assert_allclose(got, wanted()[name], loose * tolerance, loose * tolerance, err_msg=name)
 
 
 def test_gradients_equal_finite_differences(x64):
-    """The returns and both parts, where no two scores are equal."""
+    """Of a random combination of the returns and of all parts, where no two scores are equal."""
     rng = np.random.default_rng(5)
     case = oracles.random_steps(rng, 14, 3)
-    case["reward"] = rng.normal(size=14)
-    slope = np.sin(np.arange(14.0))
-    rest = {k: jnp.asarray(case[k]) for k in (*IDS, "valid", "penalty")}
-    names = list(expected(case, 3))
-    got = jax.jit(jax.jacrev(lambda r: {k: jnp.sum(slope * v) for k, v in every(r, rest, 3).items()}))(case["reward"])
-    for name in names:
-        truth = lambda x, name=name: float(np.sum(slope * expected(case | {"reward": x}, 3)[name]))
-        want = oracles.numerical_gradient(truth, case["reward"])
-        np.testing.assert_allclose(got[name], want, rtol=1e-5, atol=1e-7, err_msg=name)
+    case = {k: v for k, v in case.items() if np.ndim(v)} | {"reward": rng.normal(size=14)}
+    slope = {name: rng.normal(size=14) for name in every(oracles, case)}
+
+    def total(module, reward):
+        return sum((slope[name] * v).sum() for name, v in every(module, case | {"reward": reward}).items())
+
+    want = oracles.numerical_gradient(functools.partial(total, oracles), case["reward"])
+    assert np.abs(want).max() > 0.05
+    got = jax.jit(jax.grad(functools.partial(total, advantages)))(case["reward"])
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
 
 
-def test_shuffled_rows_give_shuffled_advantages():
-    rows, groups = SHAPES[1]
-    case = cases(rows, groups)
-    order = np.random.default_rng(0).permutation(rows)
-    moved = {k: v[:, order] if np.ndim(v) == 2 else v for k, v in case.items()}
-    straight, shuffled = run(case, groups), run(moved, groups)
-    for name, out in shuffled.items():
-        np.testing.assert_allclose(out, straight[name][:, order], rtol=1e-5, atol=1e-5, err_msg=name)
+def test_shuffled_rows_give_shuffled_advantages(x64):
+    order = np.random.default_rng(0).permutation(ROWS)
+    shuffled = run({k: v[:, order] for k, v in cases().items() if np.ndim(v)})
+    for name, want in run(cases()).items():
+        np.testing.assert_allclose(shuffled[name], want[:, order], rtol=1e-12, atol=1e-12, err_msg=name)
 
 
 def test_equal_scores_stay_equal_however_rows_are_shuffled():
@@ -121,67 +104,65 @@ def test_equal_scores_stay_equal_however_rows_are_shuffled():
         assert not np.any(parts["episode"])
 
 
-def test_duplicated_padding_changes_nothing_bit_for_bit():
-    rows, groups = SHAPES[1]
-    case = {k: v[3] if np.ndim(v) else v for k, v in cases(rows, groups).items()}
+def test_duplicated_padding_changes_nothing_bit_for_bit(x64):
+    """The last four rows of every case are padding: copies of others with any reward, marked invalid."""
+    live = np.arange(ROWS) < ROWS - 4
 
     def padded(rows, junk):
-        more = {k: np.concatenate([v, v[rows]]) if np.ndim(v) else v for k, v in case.items()}
-        more["valid"] = np.concatenate([case["valid"], np.zeros(4, bool)])
-        for k in ("reward", "penalty"):
-            more[k] = np.where(more["valid"], more[k], junk)
-        return run(more, groups, mapped=False)
+        copies = {k: np.concatenate([v[:, live], v[:, rows]], axis=1) for k, v in cases().items() if np.ndim(v)}
+        copies["valid"] &= live
+        return run(copies | {k: np.where(copies["valid"], copies[k], junk) for k in FLOATS})
 
     want = padded([3, 3, 3, 3], 0.0)
-    for name, out in run(case, groups, mapped=False).items():
-        np.testing.assert_allclose(want[name][:rows], out, rtol=1e-6, atol=1e-7, err_msg=name)
+    for c in range(20):
+        alone = {k: v[live] for k, v in one_of(cases(), c).items()}
+        for name, out in every(oracles, alone).items():
+            np.testing.assert_allclose(want[name][c, live], out, rtol=1e-12, atol=1e-12, err_msg=name)
     for junk in (1.0, np.nan, np.inf):
         for name, out in padded([0, 0, 5, 11], junk).items():
             np.testing.assert_array_equal(out, want[name], err_msg=name)
-            assert not np.any(out[rows:])
+            assert not np.any(out[:, ~live])
 
 
 def test_junk_in_invalid_rows_changes_nothing_without_jit():
-    rows, groups = SHAPES[0]
-    valid = cases(rows, groups)["valid"].sum(axis=1)
-    mixed = int(np.flatnonzero((valid > 2) & (valid < rows))[0])
-    case = {k: jnp.asarray(v[mixed]) if np.ndim(v) else v for k, v in cases(rows, groups).items()}
+    """The compiler turns a product with a mask into a selection, which hides 0 * NaN."""
+    count = cases()["valid"].sum(axis=1)
+    mixed = one_of(cases(), int(np.flatnonzero((count > 2) & (count < ROWS))[0]))
+    case = {k: jnp.asarray(v) for k, v in mixed.items()}
 
     def at(junk):
-        hidden = {k: jnp.where(case["valid"], case[k], junk) for k in ("reward", "penalty")}
-        return every(hidden["reward"], {**case, **hidden}, groups, {"paper": {}})
+        hidden = {k: jnp.where(case["valid"], case[k], junk) for k in FLOATS}
+        return every(advantages, case | hidden, {"paper": {}})
 
     with jax.disable_jit():
         clean, dirty = at(0.0), at(jnp.nan)
     for name, want in clean.items():
         np.testing.assert_array_equal(dirty[name], want, err_msg=name)
+        np.testing.assert_allclose(want, every(oracles, mixed, {"paper": {}})[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-def test_nan_in_a_valid_row_is_its_groups_alone():
-    rows, groups = SHAPES[1]
-    case = {k: v[1] if np.ndim(v) else v for k, v in cases(rows, groups).items()}
-    before = run(case, groups, mapped=False)
-    assert len(np.unique(case["group"][case["valid"]])) > 1
-    for field in ("reward", "penalty"):
-        bad = int(np.flatnonzero(case["valid"])[0])
-        hit = case["valid"] & (case["group"] == case["group"][bad])
-        after = run(case | {field: np.where(np.arange(rows) == bad, np.nan, case[field])}, groups, mapped=False)
-        for name, out in after.items():
-            if name != "return" and (name, field) != ("without penalty", "penalty"):
+def test_nan_in_a_valid_row_is_its_groups_alone(x64):
+    case, before = cases(), run(cases())
+    first = case["valid"].argmax(axis=1)[:, None]
+    bad = case["valid"] & (np.arange(ROWS) == first)
+    hit = case["valid"] & (case["group"] == np.take_along_axis(case["group"], first, axis=1))
+    assert np.any(case["valid"] & ~hit)
+    for field in FLOATS:
+        for name, out in run(case | {field: np.where(bad, np.nan, case[field])}).items():
+            if name != "return" and not (field == "penalty" and name.startswith("without penalty")):
                 assert np.all(np.isnan(out[hit])), name
             np.testing.assert_array_equal(out[~hit], before[name][~hit], err_msg=name)
 
 
 def test_one_step_episodes_and_singleton_anchors():
     """Episodes of one step: R is the score, and the step part compares those that began alike."""
-    ids = {k: jnp.arange(4) for k in ("trajectory", "step")}
-    call = functools.partial(
-        advantages.group_in_group, jnp.array([1.0, 0.0, 1.0, 0.0]), **ids, num_groups=1, scale="none"
-    )
-    alone, parts = call(group=jnp.zeros(4, int), anchor=jnp.arange(4))
+    ids = {k: jnp.arange(4) for k in ("trajectory", "step")} | {"group": jnp.zeros(4, int)}
+    call = jax.jit(functools.partial(advantages.group_in_group, **ids, num_groups=1, scale="none"))
+    reward = jnp.array([1.0, 0.0, 1.0, 0.0])
+    alone, parts = call(reward, anchor=jnp.arange(4))
     assert alone.tolist() == [0.5, -0.5, 0.5, -0.5]
     assert not np.any(parts["step"])
-    together, parts = call(group=jnp.zeros(4, int), anchor=jnp.zeros(4, int))
+    together, parts = call(reward, anchor=jnp.zeros(4, int))
     assert together.tolist() == [1.0, -1.0, 1.0, -1.0]
     assert parts["step"].tolist() == parts["episode"].tolist()
 
@@ -190,9 +171,8 @@ def test_a_penalty_acts_where_all_scores_are_equal_through_the_step_part_only():
     penalty = jnp.array([0.1, 0.0, 0.0, 0.0])
     ids = {"trajectory": jnp.array([0, 0, 1, 1]), "step": jnp.array([0, 1, 0, 1]), "anchor": jnp.array([0, 1, 0, 1])}
     for stat in ("trajectory", "step"):
-        _, parts = advantages.group_in_group(
-            jnp.zeros(4), group=jnp.zeros(4, int), **ids, num_groups=1, penalty=penalty, episode_stat=stat
-        )
+        call = jax.jit(functools.partial(advantages.group_in_group, **ids, num_groups=1, episode_stat=stat))
+        _, parts = call(jnp.zeros(4), group=jnp.zeros(4, int), penalty=penalty)
         assert not np.any(parts["episode"])
         assert parts["step"][0] < 0 < parts["step"][2]
 
@@ -261,22 +241,22 @@ def test_the_figures_of_step_groups():
     """Five valid rows; the anchors 7 of group 0 are three of them, the others stand alone."""
     parts = {"episode": jnp.array([1.0, 1.0, -1.0, 0.0, 1.0, 9.0]), "step": jnp.array([0.5, -0.5, 1.0, 0.0, 0.0, 9.0])}
     ids = {"group": jnp.array([0, 0, 0, 1, 0, 0]), "anchor": jnp.array([7, 7, 7, 7, 3, 7])}
-    metrics = advantages.step_metrics(parts, **ids, valid=jnp.arange(6) < 5)
+    call = jax.jit(functools.partial(advantages.step_metrics, **ids))
+    metrics = call(parts, valid=jnp.arange(6) < 5)
     assert float(metrics["anchor_share"]) == pytest.approx(3 / 5)
     assert float(metrics["anchor_size"]) == pytest.approx(5 / 3)
     assert float(metrics["step_to_episode"]) == pytest.approx(2 / 4)
-    nothing = advantages.step_metrics({k: v * 0 for k, v in parts.items()}, **ids)
+    nothing = call({k: v * 0 for k, v in parts.items()}, valid=jnp.ones(6, bool))
     assert float(nothing["step_to_episode"]) == 0
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
 def test_the_figures_of_step_groups_equal_the_oracle(x64, dtype, tolerance):
-    rows, groups = SHAPES[1]
-    case, rng = cases(rows, groups), np.random.default_rng(0)
-    parts = {k: rng.normal(size=(CASES, rows)) * case["valid"] for k in ("episode", "step")}
+    case, rng = cases(), np.random.default_rng(0)
+    parts = {k: rng.normal(size=(CASES, ROWS)) * case["valid"] for k in ("episode", "step")}
     call = jax.jit(jax.vmap(lambda p, g, a, v: advantages.step_metrics(p, group=g, anchor=a, valid=v)))
     args = [case[k] for k in ("group", "anchor", "valid")]
-    got = call({k: jnp.asarray(v, dtype) for k, v in parts.items()}, *args)
+    got = jax.tree.map(np.asarray, call({k: jnp.asarray(v, dtype) for k, v in parts.items()}, *args))
     for c in range(CASES):
         group, anchor, valid = (x[c] for x in args)
         of = {k: v[c] for k, v in parts.items()}
@@ -286,11 +266,12 @@ def test_the_figures_of_step_groups_equal_the_oracle(x64, dtype, tolerance):
 
 def test_no_rows_are_no_error():
     none, ids = jnp.zeros(0), jnp.zeros(0, int)
-    assert advantages.discounted_return(none, ids, ids, gamma=0.5).shape == (0,)
-    out, _ = advantages.group_in_group(none, group=ids, trajectory=ids, step=ids, anchor=ids, num_groups=1)
+    call = functools.partial(advantages.group_in_group, num_groups=1)
+    out, _ = jax.jit(call)(none, group=ids, trajectory=ids, step=ids, anchor=ids)
     assert out.shape == (0,)
 
 
 def test_without_discount_a_later_infinity_stays_where_it_is():
-    out = advantages.discounted_return(jnp.array([1.0, jnp.inf]), jnp.zeros(2, int), jnp.arange(2), gamma=0.0)
+    call = jax.jit(functools.partial(advantages.discounted_return, gamma=0.0))
+    out = call(jnp.array([1.0, jnp.inf]), jnp.zeros(2, int), jnp.arange(2))
     assert out.tolist() == [1.0, np.inf]
