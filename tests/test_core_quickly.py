@@ -24,13 +24,14 @@ SURROGATES = {  # options, and which fields stand for advantage and weight
     "none product": ({"clip": "none", "ratio": "product"}, "advantage", None),
     "ppo, a length": ({"aggregate": "sequence", "max_length": 9}, "advantage", None),
 }
+GSIL = {"scale": 0.5, "shift": 0.25}  # a log-ratio of 7.5 is a logit of 4
 WEIGHTS = {
     "token": {},
     "token, masked": {"beyond": "mask", "cap": 1.5, "floor": 0.5},
     "sequence": {"level": "sequence", "cap": 3.0},
 }
 PAIRED = {
-    **{f"gsil {link}": ("density_ratio", {"link": link, "max_logit": 4.0, "shift": 0.25}) for link in losses.LINKS},
+    **{f"gsil {link}": ("density_ratio", {"link": link, "max_logit": 4.0, **GSIL}) for link in losses.LINKS},
     "gsil": ("density_ratio", {"scale": 0.5, "denominator": 7}),
     "spin": ("spin", {"scale": 0.3, "denominator": 7}),
     "dpo": ("dpo", {}),
@@ -74,7 +75,8 @@ def whitened_of(module, case):
     call = functools.partial(module.reinforce_pp, case["reward"], case["group"], mask=case["mask"], num_groups=GROUPS)
     call = functools.partial(call, valid=case["valid"])
     tokens = {"token_reward": case["token_reward"], "gamma": 0.75, "eps": 0.25}
-    return {"plain": call(), "group": call(baseline="group"), "tokens": call(**tokens)}
+    out = {"plain": call(), "group": call(baseline="group"), "tokens": call(**tokens)}
+    return out | {"no tomorrow": call(**tokens | {"gamma": 0.0})}
 
 
 def steps_of(module, case):
@@ -155,12 +157,22 @@ def test_advantages_of_groups(x64):
 
 def test_advantages_of_tokens(x64):
     rng = np.random.default_rng(0)
-    advantages_agree(whitened_of, [groups_case(rng) for _ in range(8)])
+    cases = [groups_case(rng) for _ in range(8)]
+    cases[5]["valid"][:] = False
+    cases[6]["reward"][:] = 0.1
+    advantages_agree(whitened_of, cases)
+    call = functools.partial(advantages.reinforce_pp, group=cases[0]["group"], num_groups=GROUPS)
+    total = lambda reward, mask: jnp.sum(jnp.sin(jnp.arange(mask.size).reshape(mask.shape)) * call(reward, mask=mask))
+    slope = jax.jit(jax.grad(total))
+    for case in cases[4:]:
+        live = case["mask"] & case["valid"][:, None]
+        assert np.any(slope(case["reward"], live)) == (len(np.unique(case["reward"][live.any(axis=1)])) > 1)
 
 
 def test_advantages_of_steps(x64):
     rng = np.random.default_rng(0)
     cases = [oracles.random_steps(rng, SAMPLES, GROUPS) for _ in range(8)]
+    cases[5]["valid"][:] = False
     advantages_agree(steps_of, [{k: v for k, v in case.items() if np.ndim(v)} for case in cases])
 
 
@@ -182,6 +194,7 @@ def test_losses_of_pairs(x64):
         case = oracles.random_pairs(rng, PAIRS) | oracles.random_tokens(rng, 8, LENGTH)
         case["valid"] &= k != 7
         case["kl_valid"] &= k != 6
+        case["real"][0] = 7.5  # on the edge of max_logit
         dirty = hidden(case, case["valid"], ("real", "generated", "logratio"))
         dirty = hidden(dirty, case["kl_valid"], ("kl_logratio",)) | without(case, "logp", "ref_logp")
         compare(program(jax.tree.map(jnp.asarray, dirty)), pairs_of(oracles, case))

@@ -106,9 +106,7 @@ def assert_near(got, expected, tolerance):
 
 OPTIONS = {
     "plain": {},
-    "temperature": {"temperature": 0.6},
     "softcap": {"softcap": 1.5},
-    "allowed": {"restricted": True},
     "all": {"temperature": 1.7, "softcap": 2.0, "restricted": True},
 }
 

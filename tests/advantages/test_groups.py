@@ -124,13 +124,13 @@ def test_groups_without_signal_have_zero_advantage_and_gradient(x64, value):
 
 
 def test_identical_rewards_give_exactly_zero():
-    """200 float32 values of all magnitudes, every group size from 2 to 64, alone and in one ragged batch."""
+    """200 float32 values of all magnitudes: alone, each with a quarter of the sizes from 2 to 64, and in one batch."""
     rng = np.random.default_rng(0)
     value = (rng.normal(size=200) * 10.0 ** rng.integers(-8, 12, 200)).astype(np.float32)
-    size = np.arange(2, 65)
-    alone = {"reward": np.repeat(value, 63)[:, None].repeat(64, axis=1), "group": np.zeros((12600, 64), int)}
-    alone["valid"] = np.tile(np.arange(64) < size[:, None], (200, 1))
-    cycled = np.tile(size, 4)[:200]
+    cycled = np.tile(np.arange(2, 65), 4)[:200]
+    size = (2 + (np.arange(200)[:, None] + 4 * np.arange(16)) % 63).reshape(-1)
+    alone = {"reward": np.repeat(value, 16)[:, None].repeat(64, axis=1), "group": np.zeros((3200, 64), int)}
+    alone["valid"] = np.arange(64) < size[:, None]
     ragged = {"reward": np.repeat(value, cycled), "group": np.repeat(np.arange(200), cycled)}
     ragged["valid"] = np.ones(len(ragged["reward"]), bool)
     for case, groups, mapped in ((alone, 1, True), (ragged, 200, False)):
