@@ -31,8 +31,9 @@ ROOT = Path(__file__).parents[1]
 FILES = (*sorted((ROOT / "rlalign/advantages").glob("*.py")), *sorted((ROOT / "rlalign/losses").glob("*.py")))
 FILES = tuple(str(f.relative_to(ROOT)) for f in (*FILES, ROOT / "rlalign/logprobs.py"))
 SEED, COUNT, LIMIT = 0, 150, 300  # LIMIT: seconds after which a mutant counts as killed; it may loop for ever
-QUICK = {  # no plugin of pytest, no cache that one process would only write, and XLA's quickest way to a program
+QUICK = {  # no plugin of pytest, bytecode, no cache that one process would only write, XLA's quickest way to a program
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "PYTHONDONTWRITEBYTECODE": "",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
     "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
 }
