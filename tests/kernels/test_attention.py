@@ -268,7 +268,7 @@ BAD = {
     "position": ({"window": 3, "position": np.zeros((2, 4), np.int32)}, r"window=3 needs position i\[2, 5\]"),
     "plan": (
         {"plan": (9, 9)},
-        r"the plan is for \d+ tokens in \d+ tiles, the batch has 10 tokens: use attention_plan\(visible_until\)",
+        r"the plan is for \d+ tokens in tiles of \d+, the batch has 10 tokens: use attention_plan\(visible_until\)",
     ),
 }
 

@@ -3,26 +3,26 @@
 import jax
 import jax.numpy as jnp
 
-from rlalign_kernels.attention import xla
+from rlalign_kernels.attention.blocks import blocks
 from rlalign_kernels.attention.plan import Plan, make_plan
-
-BACKENDS = ("xla",)
-
-
-def _blocks(length: int) -> tuple[int, int]:
-    """Query and key tile lengths for rows of `length` tokens: 64 keeps a tile of scores in a core's cache, and short
-    rows hold short trees, of which a smaller tile computes less that nobody sees."""
-    block = 64 if length >= 256 else 32 if length > 32 else 16
-    return block, block
+from rlalign_kernels.attention.tiled import BACKENDS, Options, attention
 
 
-def attention_plan(visible_until: jax.Array) -> Plan:
+def _backend(name: str | None) -> str:
+    name = name or "xla"
+    if name not in BACKENDS:
+        raise ValueError(f"unknown attention backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    return name
+
+
+def attention_plan(visible_until: jax.Array, *, backend: str | None = None) -> Plan:
     """Tile lists for forest_attention(..., plan=...): compute them once a batch, use them in every layer.
 
     Args:
       visible_until: i[B, T].
+      backend: that of forest_attention; its tiles have a length of their own.
     """
-    block_q, block_k = _blocks(visible_until.shape[1])
+    block_q, block_k = blocks(_backend(backend), visible_until.shape[1])
     return make_plan(visible_until, block_q=block_q, block_k=block_k)
 
 
@@ -40,8 +40,6 @@ def _check(q, k, v, visible_until, backend, position, window) -> None:
         raise ValueError(
             f"visible_until must be int[{batch}, {length}]; got {visible_until.dtype}{visible_until.shape}"
         )
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"unknown attention backend {backend!r}: choose one of {', '.join(BACKENDS)}, or None")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
     if window is not None and (position is None or position.shape != (batch, length)):
@@ -72,12 +70,12 @@ def forest_attention(
       q: f[B, T, H, D].
       k, v: f[B, T, K, D]; K divides H, query head h reads key/value head h // (H // K).
       visible_until: i[B, T]; 0 marks padding.
-      backend: None picks by device; "xla" works everywhere.
+      backend: "xla", which works everywhere, or None for it.
       scale: None is D ** -0.5.
       position: i[B, T], needed with window only.
       window: also require position[i] - position[j] < window (exact in a forest: the difference is path distance).
       softcap: scores become softcap * tanh(score / softcap).
-      plan: attention_plan(visible_until), to share it between layers.
+      plan: attention_plan(visible_until, backend=backend), to share it between layers.
 
     Returns:
       f[B, T, H, D] in q's dtype; exactly 0, with zero gradient, for queries that see no key. What padding holds, NaN
@@ -87,17 +85,17 @@ def forest_attention(
     Raises:
       ValueError: shapes, dtypes or options that do not fit, with their values.
     """
+    backend = _backend(backend)
     _check(q, k, v, visible_until, backend, position, window)
     batch, length, heads, width = q.shape
-    plan = attention_plan(visible_until) if plan is None else plan
-    block_q, block_k = _blocks(length)
-    padded = -(-batch * length // max(block_q, block_k)) * max(block_q, block_k)
-    if plan.visible_until.size != padded or plan.count.size * block_q != padded:
+    plan = attention_plan(visible_until, backend=backend) if plan is None else plan
+    block = max(plan.block_q, plan.block_k)
+    if plan.visible_until.size != -(-batch * length // block) * block:
         raise ValueError(
-            f"the plan is for {plan.visible_until.size} tokens in {plan.count.size} tiles, the batch has "
-            f"{batch * length} tokens: use attention_plan(visible_until) of this batch"
+            f"the plan is for {plan.visible_until.size} tokens in tiles of {block}, the batch has {batch * length} "
+            "tokens: use attention_plan(visible_until) of this batch"
         )
-    options = xla.Options(block_q, block_k, width**-0.5 if scale is None else float(scale), window, softcap)
+    options = Options(backend, width**-0.5 if scale is None else float(scale), window, softcap)
 
     live = (visible_until > 0)[:, :, None, None]
 
@@ -108,5 +106,5 @@ def forest_attention(
         return jnp.where(live, x, 0)
 
     at = None if window is None or position is None else flat(position)
-    out = xla.attention(flat(clean(q)), flat(clean(k)), flat(clean(v)), plan, at, options)
+    out = attention(flat(clean(q)), flat(clean(k)), flat(clean(v)), plan, at, options)
     return clean(out.reshape(batch, length, heads, width))

@@ -1,31 +1,16 @@
 """Blockwise forest attention in plain XLA: every platform, float64 too, deterministic, no T x T array.
 
 Online softmax over the live key tiles of each query tile (FlashAttention-2, arXiv 2307.08691, with the tile lists of
-plan.py). The query heads of one key/value head are packed beside each other, so a tile of scores is
-[K, group * block_q, block_k]. The backward walks the same lists once: a query tile's dq stays local, dk and dv are
-added to in list order, so two runs agree bit for bit.
+plan.py), on the arrays of tiled.py. The backward walks the same lists once: a query tile's dq stays local, dk and dv
+are added to in list order, so two runs agree bit for bit.
 """
-
-import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from rlalign_kernels.attention.plan import Plan
 
 MASKED = -1e30  # large and finite: -inf minus -inf is NaN
-
-
-class Options(NamedTuple):
-    """What is static in a call."""
-
-    block_q: int
-    block_k: int
-    scale: float
-    window: int | None
-    softcap: float | None
 
 
 def _accumulator(dtype) -> jnp.dtype:
@@ -36,9 +21,9 @@ def _dot(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(spec, x, y, preferred_element_type=_accumulator(x.dtype))
 
 
-def _mask(options: Options, plan: Plan, position: jax.Array | None, i: jax.Array, j: jax.Array) -> jax.Array:
+def _mask(options, plan: Plan, position: jax.Array | None, i: jax.Array, j: jax.Array) -> jax.Array:
     """b[block_q, block_k]: which keys of tile j the queries of tile i see."""
-    block_q, block_k = options.block_q, options.block_k
+    block_q, block_k = plan.block_q, plan.block_k
     query = i * block_q + jnp.arange(block_q, dtype=jnp.int32)[:, None]
     key = j * block_k + jnp.arange(block_k, dtype=jnp.int32)[None, :]
     until = jax.lax.dynamic_slice_in_dim(plan.visible_until, j * block_k, block_k)[None, :]
@@ -50,7 +35,7 @@ def _mask(options: Options, plan: Plan, position: jax.Array | None, i: jax.Array
     return mask
 
 
-def _scores(options: Options, q_tile: jax.Array, k_tile: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+def _scores(options, q_tile: jax.Array, k_tile: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """Scores [K, group * block_q, block_k] of scaled queries, and d score / d (scaled dot) where that is not 1."""
     dot = _dot("kqd,ksd->kqs", q_tile, k_tile)
     if options.softcap is None:
@@ -63,17 +48,17 @@ def _tile(x: jax.Array, index: jax.Array) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False)
 
 
-def _forward(options: Options, q, k, v, plan: Plan, position):
-    """q [tiles_q, K, group * block_q, D], k and v [tiles_k, K, block_k, D] -> o like q, lse without its last axis."""
+def forward(options, q, k, v, plan: Plan, position):
+    """(out, lse) of tiles; see tiled.py."""
     wide = _accumulator(q.dtype)
-    group = q.shape[2] // options.block_q
+    group = q.shape[2] // plan.block_q
 
     def query_tile(i):
         q_tile = _tile(q, i) * jnp.asarray(options.scale, q.dtype)
 
         def key_tile(t, carry):
             top, total, out = carry
-            j = plan.key_tile[i, t]
+            j = plan.by_query.key[t]
             score, _ = _scores(options, q_tile, _tile(k, j))
             mask = jnp.tile(_mask(options, plan, position, i, j), (group, 1))[None]
             score = jnp.where(mask, score, MASKED)
@@ -86,7 +71,7 @@ def _forward(options: Options, q, k, v, plan: Plan, position):
 
         shape = q_tile.shape[:2]
         start = (jnp.full(shape, MASKED, wide), jnp.zeros(shape, wide), jnp.zeros(q_tile.shape, wide))
-        top, total, out = jax.lax.fori_loop(0, plan.count[i], key_tile, start)
+        top, total, out = jax.lax.fori_loop(plan.first[i], plan.first[i + 1], key_tile, start)
         seen = total > 0  # a row that sees no key (padding) gives 0, with zero gradient
         total = jnp.where(seen, total, 1)
         return (out / total[..., None]).astype(q.dtype), jnp.where(seen, top + jnp.log(total), 0)
@@ -94,10 +79,10 @@ def _forward(options: Options, q, k, v, plan: Plan, position):
     return jax.lax.map(query_tile, jnp.arange(q.shape[0], dtype=jnp.int32))
 
 
-def _backward(options: Options, q, k, v, plan: Plan, position, out, lse, grad):
-    """Gradients of q, k, v in their tiled shapes; the same lists, in the same order."""
+def backward(options, q, k, v, plan: Plan, position, out, lse, grad):
+    """(dq, dk, dv) of tiles; the same lists, in the same order."""
     wide = _accumulator(q.dtype)
-    group = q.shape[2] // options.block_q
+    group = q.shape[2] // plan.block_q
     delta = jnp.sum(grad.astype(wide) * out.astype(wide), axis=-1)
 
     def query_tile(carry, i):
@@ -106,7 +91,7 @@ def _backward(options: Options, q, k, v, plan: Plan, position, out, lse, grad):
 
         def key_tile(t, carry):
             dq, dk, dv = carry
-            j = plan.key_tile[i, t]
+            j = plan.by_query.key[t]
             k_tile, v_tile = _tile(k, j), _tile(v, j)
             score, slope = _scores(options, q_tile, k_tile)
             mask = jnp.tile(_mask(options, plan, position, i, j), (group, 1))[None]
@@ -119,57 +104,10 @@ def _backward(options: Options, q, k, v, plan: Plan, position, out, lse, grad):
             dk = dk.at[j].add(_dot("kqs,kqd->ksd", dscore, q_tile))
             return dq + _dot("kqs,ksd->kqd", dscore, k_tile), dk, dv
 
-        dq, dk, dv = jax.lax.fori_loop(0, plan.count[i], key_tile, (jnp.zeros(q_tile.shape, wide), *carry))
+        start = (jnp.zeros(q_tile.shape, wide), *carry)
+        dq, dk, dv = jax.lax.fori_loop(plan.first[i], plan.first[i + 1], key_tile, start)
         return (dk, dv), (dq * options.scale).astype(q.dtype)
 
     start = (jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide))
     (dk, dv), dq = jax.lax.scan(query_tile, start, jnp.arange(q.shape[0], dtype=jnp.int32))
     return dq, dk.astype(k.dtype), dv.astype(v.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(options: Options, q, k, v, plan: Plan, position):
-    return _forward(options, q, k, v, plan, position)[0]
-
-
-def _attention_fwd(options, q, k, v, plan, position):
-    out, lse = _forward(options, q, k, v, plan, position)
-    # Named, so that a remat policy can keep them and never run the attention again.
-    out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
-    return out, (q, k, v, plan, position, out, lse)
-
-
-def _attention_bwd(options, residuals, grad):
-    q, k, v, plan, position, out, lse = residuals
-    return (*_backward(options, q, k, v, plan, position, out, lse, grad), None, None)
-
-
-_attention.defvjp(_attention_fwd, _attention_bwd)
-
-
-def attention(q, k, v, plan: Plan, position, options: Options) -> jax.Array:
-    """forest_attention on one flat axis of n tokens; see api.forest_attention.
-
-    Args:
-      q: f[n, H, D].  k, v: f[n, K, D].  position: i32[n] or None.
-      plan: tile lists for n padded to whole tiles.
-      options: block sizes and the static parts of the score.
-
-    Returns:
-      f[n, H, D].
-    """
-    tokens, heads, width = q.shape
-    kv_heads = k.shape[1]
-    group = heads // kv_heads
-    padded = plan.visible_until.size
-
-    def tiles(x, block):  # [n, h, D] -> [tiles, block, h, D]
-        return jnp.pad(x, ((0, padded - tokens), (0, 0), (0, 0))).reshape(-1, block, *x.shape[1:])
-
-    q_tiles = tiles(q, options.block_q).reshape(-1, options.block_q, kv_heads, group, width)
-    q_tiles = q_tiles.transpose(0, 2, 3, 1, 4).reshape(-1, kv_heads, group * options.block_q, width)
-    k_tiles, v_tiles = (tiles(x, options.block_k).transpose(0, 2, 1, 3) for x in (k, v))
-    position = None if position is None else jnp.pad(position, (0, padded - tokens))
-    out: Any = _attention(options, q_tiles, k_tiles, v_tiles, plan, position)
-    out = out.reshape(-1, kv_heads, group, options.block_q, width).transpose(0, 3, 1, 2, 4)
-    return out.reshape(padded, heads, width)[:tokens]
