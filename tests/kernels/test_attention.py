@@ -262,7 +262,15 @@ BAD = {
     "integers": ({"q_dtype": "int32", "k_dtype": "int32", "v_dtype": "int32"}, "one floating dtype; got int32"),
     "until shape": ({"until": (2, 6)}, r"visible_until must be int\[2, 5\]; got int32\(2, 6\)"),
     "until dtype": ({"until_dtype": "float32"}, r"visible_until must be int\[2, 5\]; got float32"),
-    "backend": ({"backend": "cuda"}, "unknown attention backend 'cuda': choose one of xla"),
+    "backend": ({"backend": "cuda"}, "unknown attention backend 'cuda': choose one of xla, tpu, triton, "),
+    "width of a kernel": (
+        {"backend": "tpu"},
+        "backend 'tpu' take heads of width 64, 96, 128, 256 in .*; got width 8 in",
+    ),
+    "dtype of a kernel": (
+        {"backend": "interpret", **{f"{x}_dtype": "float16" for x in "qkv"}},
+        "in bfloat16 or float32; got width 8 in float16",
+    ),
     "window": ({"window": 0}, "window must be at least 1, got 0"),
     "no position": ({"window": 3}, r"window=3 needs position i\[2, 5\]"),
     "position": ({"window": 3, "position": np.zeros((2, 4), np.int32)}, r"window=3 needs position i\[2, 5\]"),

@@ -1,5 +1,7 @@
 """forest_attention: checks, choice of backend, rows on one axis."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 
@@ -7,9 +9,13 @@ from rlalign_kernels.attention.blocks import blocks
 from rlalign_kernels.attention.plan import Plan, make_plan
 from rlalign_kernels.attention.tiled import BACKENDS, Options, attention
 
+WIDTHS = (64, 96, 128, 256)  # of a head, that the kernels are tested with
+DTYPES = ("bfloat16", "float32")
+
 
 def _backend(name: str | None) -> str:
-    name = name or "xla"
+    # A device is to get its kernel here once the kernel has been measured on it.
+    name = name or os.environ.get("RLALIGN_ATTENTION", "xla")
     if name not in BACKENDS:
         raise ValueError(f"unknown attention backend {name!r}: choose one of {', '.join(BACKENDS)}")
     return name
@@ -39,6 +45,11 @@ def _check(q, k, v, visible_until, backend, position, window) -> None:
     if visible_until.shape != (batch, length) or not jnp.issubdtype(visible_until.dtype, jnp.integer):
         raise ValueError(
             f"visible_until must be int[{batch}, {length}]; got {visible_until.dtype}{visible_until.shape}"
+        )
+    if backend != "xla" and (width not in WIDTHS or q.dtype.name not in DTYPES):
+        raise ValueError(
+            f"the kernels of backend {backend!r} take heads of width {', '.join(map(str, WIDTHS))} in "
+            f"{' or '.join(DTYPES)}; got width {width} in {q.dtype}: use backend='xla'"
         )
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
@@ -70,7 +81,9 @@ def forest_attention(
       q: f[B, T, H, D].
       k, v: f[B, T, K, D]; K divides H, query head h reads key/value head h // (H // K).
       visible_until: i[B, T]; 0 marks padding.
-      backend: "xla", which works everywhere, or None for it.
+      backend: "xla" works everywhere; "tpu" and "triton" are Pallas kernels for TPUs and GPUs, "interpret" and
+        "interpret_triton" run these on a CPU, slowly. They differ in the last bits. None is the environment's
+        RLALIGN_ATTENTION, or "xla".
       scale: None is D ** -0.5.
       position: i[B, T], needed with window only.
       window: also require position[i] - position[j] < window (exact in a forest: the difference is path distance).

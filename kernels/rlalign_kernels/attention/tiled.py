@@ -18,10 +18,21 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from rlalign_kernels.attention import xla
+from rlalign_kernels.attention import tpu, triton, xla
 from rlalign_kernels.attention.plan import Plan
 
-BACKENDS = {"xla": (xla.forward, xla.backward)}
+
+def _interpreted(backend):
+    return tuple(functools.partial(f, interpret=True) for f in (backend.forward, backend.backward))
+
+
+BACKENDS = {
+    "xla": (xla.forward, xla.backward),
+    "tpu": (tpu.forward, tpu.backward),
+    "triton": (triton.forward, triton.backward),
+    "interpret": _interpreted(tpu),
+    "interpret_triton": _interpreted(triton),
+}
 
 
 class Options(NamedTuple):

@@ -1,0 +1,135 @@
+"""The Pallas kernels: run by the interpreter on a CPU, and lowered for the devices they are for."""
+
+import functools
+from contextlib import nullcontext
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
+from jax.sharding import PartitionSpec as P
+
+from rlalign_kernels import attention_plan, forest_attention
+from tests.kernels.test_attention import FORESTS, arrays, check, compiled, random_rows, run
+
+both = pytest.mark.parametrize("backend", ["interpret", "interpret_triton"])
+KERNELS = {"tpu": ("tpu", "@tpu_custom_call"), "triton": ("cuda", "@__gpu$xla.gpu.triton")}
+H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")  # jax 0.12 asks for one
+
+
+@both
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 1), (8, 1), (6, 2)])
+def test_equals_the_dense_mask(backend, heads, kv_heads, dtype, x64):
+    check("trees", heads, kv_heads, dtype, width=64, backend=backend)
+
+
+@both
+@pytest.mark.parametrize("name", sorted(set(FORESTS) - {"trees"}))
+def test_equals_the_dense_mask_on_every_forest(backend, name, x64):
+    check(name, 2, 1, "float32", width=64, backend=backend)
+
+
+@both
+@pytest.mark.parametrize("width", [96, 128, 256])
+def test_other_head_widths(backend, width, x64):
+    check("small_trees", 2, 1, "float32", width=width, backend=backend)
+
+
+@both
+@pytest.mark.parametrize("options", [{"scale": -0.5}, {"window": 7}, {"window": 3, "softcap": 1.5}], ids=str)
+def test_options_equal_the_dense_mask(backend, options, x64):
+    check("trees", 2, 1, "float32", width=64, backend=backend, **options)
+
+
+@both
+def test_two_runs_agree_bit_for_bit_and_so_does_a_shared_plan(backend):
+    until = jnp.asarray(FORESTS["trees"][0])
+    inputs = arrays(0, until.shape, 4, 2, 64, "float32")
+    first, again = (run(forest_attention, inputs, until, backend=backend) for _ in range(2))
+    plan = attention_plan(until, backend=backend)
+    planned = compiled(forest_attention, backend=backend)(*inputs, until, jnp.zeros_like(until), plan=plan)
+    for a, b, c in zip(first, again, planned, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+
+
+@both
+def test_what_lies_in_the_padding_changes_nothing(backend):
+    """Tiles that no pair reaches are never written: what the program finds there must not show."""
+    until, _ = FORESTS["trees"]
+    inputs = arrays(0, until.shape, 2, 1, 64, "float32")
+    dead = jnp.asarray(until == 0)[:, :, None, None]
+    clean = run(forest_attention, inputs, until, backend=backend)
+    dirty = run(forest_attention, [jnp.where(dead, np.nan, x) for x in inputs], until, backend=backend)
+    for a, b in zip(clean, dirty, strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_array_equal(a, b)
+    for x in run(forest_attention, inputs, np.zeros_like(until), backend=backend):
+        assert not np.asarray(x).any()
+
+
+@both
+def test_agrees_with_the_backend_of_every_platform(backend):
+    """The same sums in another order: what a change of device changes."""
+    until, _ = FORESTS["long_trees"]
+    inputs = arrays(0, until.shape, 4, 2, 64, "float32")
+    for a, b in zip(*(run(forest_attention, inputs, until, backend=x) for x in (backend, "xla")), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+def test_the_environment_chooses_a_backend(monkeypatch):
+    until = jnp.asarray(FORESTS["small_trees"][0])
+    inputs = arrays(0, until.shape, 2, 1, 64, "float32")[:3]
+    program = lambda: str(jax.make_jaxpr(lambda *x: forest_attention(*x, until))(*inputs))
+    assert "pallas_call" not in program()
+    monkeypatch.setenv("RLALIGN_ATTENTION", "interpret")
+    assert "pallas_call" in program()
+    assert attention_plan(until).block_k == attention_plan(until, backend="interpret").block_k == 32
+    monkeypatch.setenv("RLALIGN_ATTENTION", "cudnn")
+    for call in (attention_plan, lambda u: forest_attention(*inputs, u)):
+        with pytest.raises(ValueError, match="unknown attention backend 'cudnn': choose one of xla, tpu, triton, "):
+            call(until)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("width", [64, 96, 128, 256])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("options", [{}, {"softcap": 20.0, "window": 100}], ids=str)
+def test_lowers_for_its_device(backend, width, dtype, options):
+    """Forward, dq and dk/dv become kernels; `make aot` compiles those of TPUs for a chip."""
+    shape = lambda heads: jax.ShapeDtypeStruct((2, 600, heads, width), dtype)
+    ids = jax.ShapeDtypeStruct((2, 600), jnp.int32)
+
+    def program(q, k, v, grad, until, position):
+        attend = functools.partial(forest_attention, backend=backend, position=position, **options)
+        out, pull = jax.vjp(lambda *x: attend(*x, until), q, k, v)
+        return out, pull(grad)
+
+    platform, call = KERNELS[backend]
+    with use_abstract_mesh(AbstractMesh((), (), abstract_device=H100)) if backend == "triton" else nullcontext():
+        traced = jax.jit(program).trace(shape(8), shape(2), shape(2), shape(8), ids, ids)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count(call) == 3
+    for name in ("forward", "dq", "dkv"):
+        assert f"forest_attention_{name}" in text
+
+
+@both
+def test_rows_over_data_and_heads_over_tensor(backend):
+    """Each device plans and attends to its own rows, with its own key/value heads."""
+    until = jnp.asarray(random_rows(2, 4, 60)[0])
+    inputs = arrays(0, until.shape, 4, 2, 64, "float32")
+    mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    local = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+    rows, heads = P("data", None), P("data", None, "tensor", None)
+    plan = local(functools.partial(attention_plan, backend=backend), in_specs=rows, out_specs=P("data"))
+
+    def attention(q, k, v, until, *, position):
+        del position
+        run = lambda q, k, v, until, plan: forest_attention(q, k, v, until, plan=plan, backend=backend)
+        return local(run, in_specs=(heads,) * 3 + (rows, P("data")), out_specs=heads)(q, k, v, until, plan(until))
+
+    for a, b in zip(run(attention, inputs, until), run(forest_attention, inputs, until), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
