@@ -7,7 +7,7 @@ READY := $(VENV)/.ready-$(EXTRA)
 PARITY := .venv-parity
 AOT := .venv-aot
 
-.PHONY: quickstart test lint parity matrix coverage mutants aot bench kills constraints clean
+.PHONY: quickstart test lint parity matrix coverage mutants aot aot-cuda bench kills constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)  ## a policy learns sums from rewards in front of you
@@ -40,8 +40,11 @@ mutants: $(READY)  ## how many of 150 wrong versions of the core a quick subset 
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet -c constraints.txt -e ".[mutation]"
 	$(BIN)/python tests/mutants.py $(ARGS)
 
-aot: $(AOT)/.ready  ## the attention kernels by the compiler of TPUs that are not there; the table of kernels/README.md
-	$(AOT)/bin/python benchmarks/aot_tpu.py $(ARGS)
+aot: $(AOT)/.ready-tpu  ## the attention kernels by the compiler of TPUs that are not there; the table of kernels/README.md
+	$(AOT)/bin/python benchmarks/aot.py v5e v5p v6e
+
+aot-cuda: $(AOT)-cuda/.ready-cuda  ## and by that of an H100; installs 5 GB
+	$(AOT)-cuda/bin/python benchmarks/aot.py h100
 
 bench: $(READY)  ## one JSON line a benchmark
 	$(BIN)/python benchmarks/update.py
@@ -63,11 +66,11 @@ $(PARITY)/.ready: pyproject.toml constraints-parity.txt
 	VIRTUAL_ENV=$(abspath $(PARITY)) $(PARITY)/bin/uv pip install --quiet -c constraints-parity.txt -e ".[parity]"
 	touch $@
 
-# Apart from the others: libtpu prints errors wherever it finds no chip.
-$(AOT)/.ready: pyproject.toml constraints.txt
-	test -x $(AOT)/bin/python || $(PYTHON) -m venv $(AOT)
-	$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
-	VIRTUAL_ENV=$(abspath $(AOT)) $(AOT)/bin/uv pip install --quiet -c constraints.txt -e ".[tpu]"
+# Apart from the others: libtpu prints errors wherever it finds no chip, and CUDA is large.
+$(AOT)/.ready-tpu $(AOT)-cuda/.ready-cuda: pyproject.toml constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	VIRTUAL_ENV=$(abspath $(@D)) $(@D)/bin/uv pip install --quiet -c constraints.txt -e ".[$(subst .ready-,,$(@F))]"
 	touch $@
 
 # The extra `parity` is resolved apart: PyTorch's pins of CUDA libraries are not to decide what JAX runs with.
@@ -77,4 +80,4 @@ constraints: $(READY)  ## resolve the versions anew
 	done
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(AOT) runs .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(PARITY) $(AOT) $(AOT)-cuda runs .pytest_cache .ruff_cache .coverage

@@ -271,12 +271,16 @@ BAD = {
         {"backend": "interpret", **{f"{x}_dtype": "float16" for x in "qkv"}},
         "in bfloat16 or float32; got width 8 in float16",
     ),
+    "wide float32 on a GPU": (
+        {"backend": "triton", "q": (2, 5, 4, 256), "k": (2, 5, 2, 256), "v": (2, 5, 2, 256)},
+        "float32 heads of width 256 do not fit into a GPU's shared memory: use bfloat16, or backend='xla'",
+    ),
     "window": ({"window": 0}, "window must be at least 1, got 0"),
     "no position": ({"window": 3}, r"window=3 needs position i\[2, 5\]"),
     "position": ({"window": 3, "position": np.zeros((2, 4), np.int32)}, r"window=3 needs position i\[2, 5\]"),
     "plan": (
         {"plan": (9, 9)},
-        r"the plan is for \d+ tokens in tiles of \d+, the batch has 10 tokens: use attention_plan\(visible_until\)",
+        r"the plan is for 96 tokens in tiles of 16 x 16, the batch has 10 tokens and backend 'xla' tiles of 16 x 16",
     ),
 }
 

@@ -1,14 +1,15 @@
 """The tile lists against the whole mask."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlalign_kernels.attention.plan import make_plan, possible_pairs
-from tests.kernels.test_attention import FORESTS, random_rows
+from rlalign_kernels.attention.plan import make_plan
+from tests.kernels.test_attention import FORESTS
 
 BLOCKS = ((8, 8), (8, 16), (16, 4))
 
@@ -39,11 +40,16 @@ def test_every_visible_pair_is_listed_and_full_ones_hide_none(name, block_q, blo
     assert (plan.block_q, plan.block_k) == (block_q, block_k)
     mask = dense(plan)
     pairs = listed(plan.by_query)
-    assert {(int(i), int(j)) for i, j in np.argwhere(mask.any(axis=(2, 3)))} <= {(i, j) for i, j, _ in pairs}
-    for i, j, full in pairs:
-        assert not full or mask[i, j].all()
-    wholly = {(int(i), int(j)) for i, j in np.argwhere(mask.all(axis=(2, 3)))}
-    assert {(i, j) for i, j, full in pairs if full} == wholly or block_q != block_k
+    visible, wholly = ({(int(i), int(j)) for i, j in np.argwhere(x)} for x in (mask.any((2, 3)), mask.all((2, 3))))
+    assert visible <= {(i, j) for i, j, _ in pairs}
+    assert {(i, j) for i, j, full in pairs if full} == wholly
+    until = np.asarray(plan.visible_until)
+    reach = until.reshape(-1, block_k).max(axis=1)
+    row = np.arange(until.size) // FORESTS[name][0].shape[1]  # pairs of two rows are not even looked at
+    ranges = itertools.product(range(len(mask)), range(len(reach)))
+    formula = {(i, j) for i, j in ranges if j * block_k < (i + 1) * block_q and reach[j] > i * block_q}
+    assert {(i, j) for i, j, _ in pairs} == formula
+    assert all(row[i * block_q] <= row[min((j + 1) * block_k, until.size) - 1] for i, j in formula)
 
 
 @pytest.mark.parametrize(("block_q", "block_k"), BLOCKS)
@@ -69,10 +75,9 @@ def test_the_lists_of_a_batch_without_tokens_are_empty():
 
 
 def test_lists_have_room_for_pairs_of_one_row_only():
-    """A causal row of n tiles has n (n + 1) / 2; rows that end inside a tile share it."""
-    assert len(possible_pairs(1, 64, 8, 8)) == 36
-    assert len(possible_pairs(10, 64, 8, 8)) == 360
-    assert len(possible_pairs(1, 64, 16, 8)) == 2 + 4 + 6 + 8
-    until = jnp.asarray(random_rows(5, 9, 20, branch=0, root=0)[0])
-    plan = make_plan(until, block_q=8, block_k=8)
-    assert int(plan.by_query.count[0]) <= plan.by_query.query.size
+    """A causal row of n tiles has n (n + 1) / 2, and all of them are live."""
+    for rows, block_q, block_k, room in ((1, 8, 8, 36), (10, 8, 8, 360), (1, 16, 8, 20), (2, 8, 16, 40)):
+        until = jnp.full((rows, 64), 64, jnp.int32)
+        plan = make_plan(until, block_q=block_q, block_k=block_k)
+        assert plan.by_query.query.size == plan.by_key.query.size == room
+        assert int(plan.by_query.count[0]) == int(plan.by_key.count[0]) == room

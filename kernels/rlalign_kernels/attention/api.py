@@ -51,6 +51,10 @@ def _check(q, k, v, visible_until, backend, position, window) -> None:
             f"the kernels of backend {backend!r} take heads of width {', '.join(map(str, WIDTHS))} in "
             f"{' or '.join(DTYPES)}; got width {width} in {q.dtype}: use backend='xla'"
         )
+    if backend == "triton" and width > 128 and q.dtype == jnp.float32:
+        raise ValueError(
+            f"float32 heads of width {width} do not fit into a GPU's shared memory: use bfloat16, or backend='xla'"
+        )
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
     if window is not None and (position is None or position.shape != (batch, length)):
@@ -80,7 +84,7 @@ def forest_attention(
     Args:
       q: f[B, T, H, D].
       k, v: f[B, T, K, D]; K divides H, query head h reads key/value head h // (H // K).
-      visible_until: i[B, T]; 0 marks padding.
+      visible_until: i[B, T] of a forest, as `pack` makes it; 0 marks padding.
       backend: "xla" works everywhere; "tpu" and "triton" are Pallas kernels for TPUs and GPUs, "interpret" and
         "interpret_triton" run these on a CPU, slowly. They differ in the last bits. None is the environment's
         RLALIGN_ATTENTION, or "xla".
@@ -88,7 +92,7 @@ def forest_attention(
       position: i[B, T], needed with window only.
       window: also require position[i] - position[j] < window (exact in a forest: the difference is path distance).
       softcap: scores become softcap * tanh(score / softcap).
-      plan: attention_plan(visible_until, backend=backend), to share it between layers.
+      plan: attention_plan(visible_until, backend=backend), to share it between layers; the mask is taken from it.
 
     Returns:
       f[B, T, H, D] in q's dtype; exactly 0, with zero gradient, for queries that see no key. What padding holds, NaN
@@ -102,15 +106,17 @@ def forest_attention(
     _check(q, k, v, visible_until, backend, position, window)
     batch, length, heads, width = q.shape
     plan = attention_plan(visible_until, backend=backend) if plan is None else plan
-    block = max(plan.block_q, plan.block_k)
-    if plan.visible_until.size != -(-batch * length // block) * block:
+    tile = blocks(backend, length)
+    if (plan.block_q, plan.block_k) != tile or plan.visible_until.size != -(-batch * length // max(tile)) * max(tile):
         raise ValueError(
-            f"the plan is for {plan.visible_until.size} tokens in tiles of {block}, the batch has {batch * length} "
-            "tokens: use attention_plan(visible_until) of this batch"
+            f"the plan is for {plan.visible_until.size} tokens in tiles of {plan.block_q} x {plan.block_k}, the batch "
+            f"has {batch * length} tokens and backend {backend!r} tiles of {tile[0]} x {tile[1]}: use "
+            f"attention_plan(visible_until, backend={backend!r}) of this batch"
         )
     options = Options(backend, width**-0.5 if scale is None else float(scale), window, softcap)
 
-    live = (visible_until > 0)[:, :, None, None]
+    # A token of a forest sees itself; what does not is padding.
+    live = (visible_until > jnp.arange(length, dtype=visible_until.dtype)[None])[:, :, None, None]
 
     def flat(x):
         return x.reshape(batch * length, *x.shape[2:])

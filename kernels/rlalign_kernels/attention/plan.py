@@ -11,6 +11,8 @@ The live pairs are listed twice: by query tile, for the output and dq, and by ke
 data: their length is the number of pairs that rows of this length can have, so nothing recompiles from batch to batch.
 """
 
+import bisect
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -21,7 +23,7 @@ class Pairs(NamedTuple):
     """Live pairs of tiles in the order in which one kernel visits them.
 
     Attributes:
-      query: i32[S], the query tile of each pair; beyond the live ones the last live one again.
+      query: i32[S], the query tile of each pair; 0 beyond the live ones.
       key: i32[S], its key tile.
       full: i32[S], 1 where no pair of tokens in it is hidden.
       count: i32[1], how many are live.
@@ -69,25 +71,35 @@ def flatten_rows(visible_until: jax.Array, padded: int) -> jax.Array:
     return jnp.pad(flat, (0, padded - flat.size))
 
 
-def possible_pairs(rows: int, length: int, block_q: int, block_k: int) -> list[tuple[int, int]]:
-    """(query tile, key tile) of every pair that touches one row with its key tile not behind its query tile."""
+def possible_keys(rows: int, length: int, block_q: int, block_k: int) -> list[tuple[int, int]]:
+    """For every query tile, (first, last + 1) of the key tiles that share a row with it and are not behind it."""
     padded = -(-rows * length // max(block_q, block_k)) * max(block_q, block_k)
-
-    def lowest(start):  # the key tile where the row of the query tile's first token begins
-        return min(start // length, rows - 1) * length // block_k
-
     return [
-        (start // block_q, key)
+        (min(start // length, rows - 1) * length // block_k, (start + block_q - 1) // block_k + 1)
         for start in range(0, padded, block_q)
-        for key in range(lowest(start), (start + block_q - 1) // block_k + 1)
     ]
 
 
-def _listed(query, key, live, full) -> Pairs:
-    """The live pairs first, their order kept."""
-    count = jnp.sum(live, dtype=jnp.int32)
-    order = jnp.argsort(~live, stable=True)[jnp.minimum(jnp.arange(live.size), jnp.maximum(count - 1, 0))]
-    return Pairs(query[order], key[order], full[order].astype(jnp.int32), count[None])
+def _turned(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """For every key tile, (first, last + 1) of the query tiles whose range holds it: both ends of the ranges rise."""
+    keys = range(ranges[-1][1])
+    begins, ends = [low for low, _ in ranges], [high for _, high in ranges]
+    return [(bisect.bisect_right(ends, key), bisect.bisect_right(begins, key)) for key in keys]
+
+
+def _pairs(ranges: list[tuple[int, int]]) -> tuple[jax.Array, jax.Array]:
+    """(tile, other tile) i32[S] of ranges of the other tile."""
+    size = [high - low for low, high in ranges]
+    low, start = (jnp.array(x, jnp.int32) for x in ([low for low, _ in ranges], [0, *itertools.accumulate(size)][:-1]))
+    tile = jnp.repeat(jnp.arange(len(size), dtype=jnp.int32), jnp.array(size), total_repeat_length=sum(size))
+    return tile, jnp.arange(sum(size), dtype=jnp.int32) - start[tile] + low[tile]
+
+
+def _kept(query, key, live, full) -> Pairs:
+    """The live pairs, their order kept."""
+    place = jnp.where(live, jnp.cumsum(live) - 1, live.size)
+    keep = lambda x: jnp.zeros(live.shape, jnp.int32).at[place].set(x.astype(jnp.int32), mode="drop")
+    return Pairs(keep(query), keep(key), keep(full), jnp.sum(live, dtype=jnp.int32)[None])
 
 
 def _starts(tile, live, tiles: int) -> jax.Array:
@@ -103,14 +115,15 @@ def make_plan(visible_until: jax.Array, *, block_q: int, block_k: int) -> Plan:
     tiles = flat.reshape(-1, block_k)
     furthest, shortest = jnp.max(tiles, axis=1), jnp.min(tiles, axis=1)
 
-    def listed(pairs):
-        query, key = jnp.array(pairs, jnp.int32).T
+    def judged(query, key):
         live = furthest[key] > query * block_q
         full = ((key + 1) * block_k <= query * block_q) & (shortest[key] >= (query + 1) * block_q)
-        return query, key, live, _listed(query, key, live, full)
+        return live, _kept(query, key, live, full)
 
-    pairs = possible_pairs(rows, length, block_q, block_k)
-    query, _, live, by_query = listed(pairs)
-    _, key, turned, by_key = listed(sorted(pairs, key=lambda pair: pair[::-1]))
+    ranges = possible_keys(rows, length, block_q, block_k)
+    query, key = _pairs(ranges)
+    live, by_query = judged(query, key)
+    key, query_of_key = _pairs(_turned(ranges))
+    turned, by_key = judged(query_of_key, key)
     first = _starts(query, live, flat.size // block_q)
     return Plan(flat, by_query, by_key, first, _starts(key, turned, flat.size // block_k))

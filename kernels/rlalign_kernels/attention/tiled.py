@@ -8,7 +8,9 @@ beside each other, so that a tile of scores is [group * block_q, block_k] for ea
 A backend is two functions of such arrays and a plan:
 
     forward(options, q, k, v, plan, position)                        -> out, lse
-    backward(options, q, k, v, plan, position, out, lse, grad)       -> dq, dk, dv
+    backward(options, q, k, v, plan, position, lse, delta, grad)     -> dq, dk, dv       delta = sum(grad * out)
+
+A query tile that no live pair reaches may be left unwritten: nothing reads it here, and api.py hides it.
 """
 
 import functools
@@ -57,7 +59,10 @@ def _attention_fwd(options, q, k, v, plan, position):
 
 
 def _attention_bwd(options, residuals, grad):
-    return (*BACKENDS[options.backend][1](options, *residuals, grad), None, None)
+    q, k, v, plan, position, out, lse = residuals
+    wide = lse.dtype
+    delta = jnp.sum(grad.astype(wide) * out.astype(wide), axis=-1)
+    return (*BACKENDS[options.backend][1](options, q, k, v, plan, position, lse, delta, grad), None, None)
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)

@@ -2,9 +2,9 @@
 
 One grid step is one live pair of tiles for one key/value head: the grid is [K, live pairs], its second size is data,
 and the lists of plan.py, prefetched as scalars, choose the blocks. Nothing is fetched or run for a pair that is not
-live; masks are computed in pairs that are not full only. Output and dq accumulate in VMEM along a query tile's pairs,
-dk and dv along a key tile's, where the heads of a group lie in one tile: every sum has one order, without atomics.
-Arrays are those of tiled.py. float32 inputs are multiplied in full precision.
+live; without a window, masks are computed in pairs that are not full only. Output and dq accumulate in VMEM along a
+query tile's pairs, dk and dv along a key tile's, where the heads of a group lie in one tile: every sum has one order,
+without atomics. Arrays are those of tiled.py. float32 inputs are multiplied in full precision.
 """
 
 import functools
@@ -15,16 +15,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rlalign_kernels.attention.plan import Pairs, Plan
+from rlalign_kernels.attention.score import MASKED, dot, scores
 
-MASKED = -1e30  # large and finite: -inf minus -inf is NaN
+ROOM = 80_000  # pairs: three lists of int32 in 1 MiB of scalar memory
 LANES = 128  # one number a row is held in every lane of its row
-
-
-def _dot(x, y, *, turned: bool = False):
-    """x y, or x y^T turned, in float32."""
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    dimensions = (((1,), (1 if turned else 0,)), ((), ()))
-    return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _lanes(row):
@@ -32,22 +26,12 @@ def _lanes(row):
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T
 
 
-def _scores(options, dot):
-    """Scores of dot products, and d score / d (scaled dot) where that is not 1."""
-    scaled = dot * options.scale
-    if options.softcap is None:
-        return scaled, None
-    bent = jnp.tanh(scaled / options.softcap)
-    return options.softcap * bent, 1 - bent * bent
-
-
-def _visible(options, i, j, until, at, shape, block_q):
+def _visible(options, i, j, until, at, shape, block_q, *, turned=False):
     """b[rows, block_k]: which keys of tile j the rows of query tile i see; a row is a query of one head.
 
-    until is [1, block_k] and `at` the positions ([rows, 1], [1, block_k]) of a window. Where `until` is a column, the
-    mask is turned: b[block_k, rows].
+    until is [1, block_k] and `at` the positions ([rows, 1], [1, block_k]) of a window. Turned, the mask is
+    b[block_k, rows], until [block_k, 1] and the positions ([1, rows], [block_k, 1]).
     """
-    turned = until.shape[0] > 1
     down, along = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
     row, column = (along, down) if turned else (down, along)
     query, key = i * block_q + (row & (block_q - 1)), j * shape[0 if turned else 1] + column
@@ -78,7 +62,7 @@ def _forward_kernel(query, key, full, count, q, k, v, until, *refs, options, blo
     s = pl.program_id(1)
 
     def accumulate(*, masked):
-        score, _ = _scores(options, _dot(q[...], k[...], turned=True))
+        score, _ = scores(options, dot(q[...], k[...], turned=True))
         if masked:
             where = [_lanes(at[0][...])[:, :1], at[1][...]] if at else []
             mask = _visible(options, query[s], key[s], until[...], where, score.shape, block_q)
@@ -89,7 +73,7 @@ def _forward_kernel(query, key, full, count, q, k, v, until, *refs, options, blo
             weight = jnp.where(mask, weight, 0)  # of a row that has seen nothing yet
         shrink = jnp.exp(top[:, :1] - new_top)
         total[...] = jnp.broadcast_to(total[:, :1] * shrink + jnp.sum(weight, axis=1, keepdims=True), total.shape)
-        acc[...] = acc[...] * shrink + _dot(weight.astype(v.dtype), v[...])
+        acc[...] = acc[...] * shrink + dot(weight.astype(v.dtype), v[...])
         top[...] = jnp.broadcast_to(new_top, top.shape)
 
     first, last, run = _walk(query, full, count, options, accumulate)
@@ -115,14 +99,14 @@ def _dq_kernel(query, key, full, count, q, k, v, until, *refs, options, block_q)
     s = pl.program_id(1)
 
     def accumulate(*, masked):
-        score, slope = _scores(options, _dot(q[...], k[...], turned=True))
+        score, slope = scores(options, dot(q[...], k[...], turned=True))
         weight = jnp.exp(score - lse_rows[:, :1])
         if masked:
             where = [_lanes(at[0][...])[:, :1], at[1][...]] if at else []
             weight = jnp.where(_visible(options, query[s], key[s], until[...], where, score.shape, block_q), weight, 0)
-        dscore = weight * (_dot(grad[...], v[...], turned=True) - delta_rows[:, :1])
+        dscore = weight * (dot(grad[...], v[...], turned=True) - delta_rows[:, :1])
         dscore = dscore if slope is None else dscore * slope
-        acc[...] += _dot(dscore.astype(k.dtype), k[...])
+        acc[...] += dot(dscore.astype(k.dtype), k[...])
 
     first, last, run = _walk(query, full, count, options, accumulate)
 
@@ -144,15 +128,16 @@ def _dkv_kernel(query, key, full, count, q, k, v, until, *refs, options, block_q
     s = pl.program_id(1)
 
     def accumulate(*, masked):
-        score, slope = _scores(options, _dot(k[...], q[...], turned=True))
+        score, slope = scores(options, dot(k[...], q[...], turned=True))
         weight = jnp.exp(score - lse[...])
         if masked:
             where, reach = [at[0][...], _lanes(at[1][...])[:, :1]] if at else [], _lanes(until[...])[:, :1]
-            weight = jnp.where(_visible(options, query[s], key[s], reach, where, score.shape, block_q), weight, 0)
-        dscore = weight * (_dot(v[...], grad[...], turned=True) - delta[...])
+            mask = _visible(options, query[s], key[s], reach, where, score.shape, block_q, turned=True)
+            weight = jnp.where(mask, weight, 0)
+        dscore = weight * (dot(v[...], grad[...], turned=True) - delta[...])
         dscore = dscore if slope is None else dscore * slope
-        dv_acc[...] += _dot(weight.astype(grad.dtype), grad[...])
-        dk_acc[...] += _dot(dscore.astype(q.dtype), q[...])
+        dv_acc[...] += dot(weight.astype(grad.dtype), grad[...])
+        dk_acc[...] += dot(dscore.astype(q.dtype), q[...])
 
     first, last, run = _walk(key, full, count, options, accumulate)
 
@@ -181,6 +166,11 @@ def _row(tile, length):
 
 def _call(kernel, options, plan: Plan, pairs: Pairs, q, k, v, position, more, results, scratch, interpret):
     """A kernel over live pairs: `more` are arrays of query tiles, results (shape, dtype, tile), scratch float32."""
+    if pairs.query.size > ROOM:
+        raise ValueError(
+            f"rows of {plan.visible_until.size} tokens in all can have {pairs.query.size} pairs of tiles, more than "
+            f"the {ROOM} that a TPU's scalar memory holds: fewer or shorter rows a device, or backend='xla'"
+        )
     height, block_q, block_k = q.shape[2], plan.block_q, plan.block_k
     inputs = [(q, _block(0, q.shape)), (k, _block(1, k.shape)), (v, _block(1, v.shape))]
     inputs.append((plan.visible_until.reshape(-1, 1, block_k), _row(1, block_k)))
@@ -215,10 +205,9 @@ def forward(options, q, k, v, plan: Plan, position, *, interpret: bool = False):
     return out, lse[:, :, 0]
 
 
-def backward(options, q, k, v, plan: Plan, position, out, lse, grad, *, interpret: bool = False):
+def backward(options, q, k, v, plan: Plan, position, lse, delta, grad, *, interpret: bool = False):
     """(dq, dk, dv) of tiles; see tiled.py."""
     height, width = q.shape[2:]
-    delta = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     more, rows = [grad, lse[:, :, None], delta[:, :, None]], (height, LANES)
     run = functools.partial(_call, options=options, plan=plan, q=q, k=k, v=v, position=position, more=more)
     run = functools.partial(run, interpret=interpret)

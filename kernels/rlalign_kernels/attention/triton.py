@@ -14,24 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from rlalign_kernels.attention.plan import Plan
-
-MASKED = -1e30  # large and finite: -inf minus -inf is NaN
-
-
-def _dot(x, y, *, turned=False):
-    """x y, or x y^T turned, in float32; float32 inputs in full precision."""
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    dimensions = (((1,), (1 if turned else 0,)), ((), ()))
-    return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _scores(options, dot):
-    """Scores of dot products, and d score / d (scaled dot) where that is not 1."""
-    scaled = dot * options.scale
-    if options.softcap is None:
-        return scaled, None
-    bent = jnp.tanh(scaled / options.softcap)
-    return options.softcap * bent, 1 - bent * bent
+from rlalign_kernels.attention.score import MASKED, dot, scores
 
 
 def _visible(options, i, j, until, at, block_q, *, turned=False):
@@ -56,14 +39,14 @@ def _forward_kernel(pairs, first, until, *refs, options):
         acc, top, total = carry
         j = triton.load(pairs.at[t])
         value = triton.load(v.at[j])
-        score, _ = _scores(options, _dot(query, triton.load(k.at[j]), turned=True))
+        score, _ = scores(options, dot(query, triton.load(k.at[j]), turned=True))
         here = [*where, triton.load(at[1].at[j])] if at else []
         mask = _visible(options, i, j, triton.load(until.at[j]), here, block_q)
         score = jnp.where(mask, score, MASKED)
         new_top = jnp.maximum(top, jnp.max(score, axis=1))
         weight = jnp.where(mask, jnp.exp(score - new_top[:, None]), 0)
         shrink = jnp.exp(top - new_top)
-        acc = acc * shrink[:, None] + _dot(weight.astype(value.dtype), value)
+        acc = acc * shrink[:, None] + dot(weight.astype(value.dtype), value)
         return acc, new_top, total * shrink + jnp.sum(weight, axis=1)
 
     start = (
@@ -81,20 +64,19 @@ def _forward_kernel(pairs, first, until, *refs, options):
 def _dq_kernel(pairs, first, until, *refs, options):
     *at, q, k, v, grad, lse, delta, dq = refs
     i, block_q = pl.program_id(0), q.shape[0]
-    query, pull = triton.load(q), triton.load(grad)
-    height, away = triton.load(lse), triton.load(delta)
+    query, gradient, lse_row, delta_row = (triton.load(x) for x in (q, grad, lse, delta))
     where = [triton.load(at[0].at[i])] if at else []
 
     def step(t, acc):
         j = triton.load(pairs.at[t])
         key = triton.load(k.at[j])
-        score, slope = _scores(options, _dot(query, key, turned=True))
+        score, slope = scores(options, dot(query, key, turned=True))
         here = [*where, triton.load(at[1].at[j])] if at else []
         mask = _visible(options, i, j, triton.load(until.at[j]), here, block_q)
-        weight = jnp.where(mask, jnp.exp(score - height[:, None]), 0)
-        dscore = weight * (_dot(pull, triton.load(v.at[j]), turned=True) - away[:, None])
+        weight = jnp.where(mask, jnp.exp(score - lse_row[:, None]), 0)
+        dscore = weight * (dot(gradient, triton.load(v.at[j]), turned=True) - delta_row[:, None])
         dscore = dscore if slope is None else dscore * slope
-        return acc + _dot(dscore.astype(key.dtype), key)
+        return acc + dot(dscore.astype(key.dtype), key)
 
     start = jnp.zeros(q.shape, jnp.float32)
     acc = jax.lax.fori_loop(triton.load(first.at[i]), triton.load(first.at[i + 1]), step, start)
@@ -115,12 +97,14 @@ def _dkv_kernel(pairs, first, until, *refs, options):
 
         def head(h, carry):
             dk_acc, dv_acc = carry
-            query, pull = triton.load(q.at[i, h]), triton.load(grad.at[i, h])
-            score, slope = _scores(options, _dot(key, query, turned=True))
+            query, gradient = triton.load(q.at[i, h]), triton.load(grad.at[i, h])
+            score, slope = scores(options, dot(key, query, turned=True))
             weight = jnp.where(mask, jnp.exp(score - triton.load(lse.at[i, h])[None, :]), 0)
-            dscore = weight * (_dot(value, pull, turned=True) - triton.load(delta.at[i, h])[None, :])
+            dscore = weight * (dot(value, gradient, turned=True) - triton.load(delta.at[i, h])[None, :])
             dscore = dscore if slope is None else dscore * slope
-            return dk_acc + _dot(dscore.astype(query.dtype), query), dv_acc + _dot(weight.astype(pull.dtype), pull)
+            return dk_acc + dot(dscore.astype(query.dtype), query), dv_acc + dot(
+                weight.astype(gradient.dtype), gradient
+            )
 
         return jax.lax.fori_loop(0, group, head, carry)
 
@@ -181,13 +165,15 @@ def _lists(pairs, first, plan: Plan, position):
 
 def _call(kernel, options, grid, inputs, results, interpret):
     """`inputs` are (array, block), `results` (shape, dtype, block)."""
+    shape, dtype, _ = results[0]
+    row = shape[-1] * jnp.dtype(dtype).itemsize  # bytes; beyond 256, two stages exceed an H100's shared memory
     return pl.pallas_call(
         functools.partial(kernel, options=options),
         grid=grid,
         in_specs=[block for _, block in inputs],
         out_specs=[block for *_, block in results],
         out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in results],
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=triton.CompilerParams(num_warps=8 if shape[-1] >= 128 else 4, num_stages=1 if row > 256 else 2),
         interpret=interpret,
         name=f"forest_attention{kernel.__name__.removesuffix('_kernel')}",
     )(*(x for x, _ in inputs))
@@ -205,22 +191,21 @@ def forward(options, q, k, v, plan: Plan, position, *, interpret: bool = False):
     return out[..., : q.shape[3]].reshape(q.shape), lse.reshape(q.shape[:3])
 
 
-def backward(options, q, k, v, plan: Plan, position, out, lse, grad, *, interpret: bool = False):
+def backward(options, q, k, v, plan: Plan, position, lse, delta, grad, *, interpret: bool = False):
     """(dq, dk, dv) of tiles; see tiled.py."""
-    delta = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    query, pull, keys, values = _by_head(_wide(q), plan), _by_head(_wide(grad), plan), _wide(k), _wide(v)
+    query, gradient, keys, values = _by_head(_wide(q), plan), _by_head(_wide(grad), plan), _wide(k), _wide(v)
     lse, delta = _by_head(lse, plan), _by_head(delta, plan)
     tiles, kv_heads, group = query.shape[:3]
 
     inputs = _lists(plan.by_query.key, plan.first, plan, position)
     inputs += [(query, _query(query)), (keys, _keys(keys, group)), (values, _keys(values, group))]
-    inputs += [(x, _query(x)) for x in (pull, lse, delta)]
+    inputs += [(x, _query(x)) for x in (gradient, lse, delta)]
     results = [(query.shape, q.dtype, _query(query))]
     [dq] = _call(_dq_kernel, options, (tiles, kv_heads * group), inputs, results, interpret)
 
     inputs = _lists(plan.by_key.query, plan.first_key, plan, position)
     inputs += [(query, _queries(query)), (keys, _key(keys)), (values, _key(values))]
-    inputs += [(x, _queries(x)) for x in (pull, lse, delta)]
+    inputs += [(x, _queries(x)) for x in (gradient, lse, delta)]
     results = [(x.shape, x.dtype, _key(x)) for x in (keys, values)]
     dk, dv = _call(_dkv_kernel, options, (keys.shape[0], kv_heads), inputs, results, interpret)
     width = q.shape[3]

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rlalign_kernels.attention.plan import Plan
-
-MASKED = -1e30  # large and finite: -inf minus -inf is NaN
+from rlalign_kernels.attention.score import MASKED
 
 
 def _accumulator(dtype) -> jnp.dtype:
@@ -79,11 +78,10 @@ def forward(options, q, k, v, plan: Plan, position):
     return jax.lax.map(query_tile, jnp.arange(q.shape[0], dtype=jnp.int32))
 
 
-def backward(options, q, k, v, plan: Plan, position, out, lse, grad):
+def backward(options, q, k, v, plan: Plan, position, lse, delta, grad):
     """(dq, dk, dv) of tiles; the same lists, in the same order."""
     wide = _accumulator(q.dtype)
     group = q.shape[2] // plan.block_q
-    delta = jnp.sum(grad.astype(wide) * out.astype(wide), axis=-1)
 
     def query_tile(carry, i):
         q_tile, grad_tile = _tile(q, i) * jnp.asarray(options.scale, q.dtype), _tile(grad, i)
