@@ -14,26 +14,22 @@ A query tile that no live pair reaches may be left unwritten: nothing reads it h
 """
 
 import functools
+import importlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from rlalign_kernels.attention import tpu, triton, xla
 from rlalign_kernels.attention.plan import Plan
 
-
-def _interpreted(backend):
-    return tuple(functools.partial(f, interpret=True) for f in (backend.forward, backend.backward))
-
-
-BACKENDS = {
-    "xla": (xla.forward, xla.backward),
-    "tpu": (tpu.forward, tpu.backward),
-    "triton": (triton.forward, triton.backward),
-    "interpret": _interpreted(tpu),
-    "interpret_triton": _interpreted(triton),
+BACKENDS = {  # module of this package, whether Pallas' interpreter runs it
+    "xla": ("xla", False),
+    "tpu": ("tpu", False),
+    "triton": ("triton", False),
+    "interpret": ("tpu", True),
+    "interpret_triton": ("triton", True),
 }
 
 
@@ -46,13 +42,20 @@ class Options(NamedTuple):
     softcap: float | None
 
 
+def _function(backend: str, name: str) -> Callable:
+    """forward or backward of a backend, imported when it is first used: Pallas takes half a second."""
+    module, interpret = BACKENDS[backend]
+    function = getattr(importlib.import_module(f"rlalign_kernels.attention.{module}"), name)
+    return functools.partial(function, interpret=True) if interpret else function
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(options: Options, q, k, v, plan: Plan, position):
-    return BACKENDS[options.backend][0](options, q, k, v, plan, position)[0]
+    return _function(options.backend, "forward")(options, q, k, v, plan, position)[0]
 
 
 def _attention_fwd(options, q, k, v, plan, position):
-    out, lse = BACKENDS[options.backend][0](options, q, k, v, plan, position)
+    out, lse = _function(options.backend, "forward")(options, q, k, v, plan, position)
     # Named, so that a remat policy can keep them and never run the attention again.
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
     return out, (q, k, v, plan, position, out, lse)
@@ -62,7 +65,7 @@ def _attention_bwd(options, residuals, grad):
     q, k, v, plan, position, out, lse = residuals
     wide = lse.dtype
     delta = jnp.sum(grad.astype(wide) * out.astype(wide), axis=-1)
-    return (*BACKENDS[options.backend][1](options, q, k, v, plan, position, lse, delta, grad), None, None)
+    return (*_function(options.backend, "backward")(options, q, k, v, plan, position, lse, delta, grad), None, None)
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
