@@ -262,7 +262,7 @@ BAD = {
     "integers": ({"q_dtype": "int32", "k_dtype": "int32", "v_dtype": "int32"}, "one floating dtype; got int32"),
     "until shape": ({"until": (2, 6)}, r"visible_until must be int\[2, 5\]; got int32\(2, 6\)"),
     "until dtype": ({"until_dtype": "float32"}, r"visible_until must be int\[2, 5\]; got float32"),
-    "backend": ({"backend": "cuda"}, "unknown attention backend 'cuda': choose one of xla, tpu, triton, "),
+    "backend": ({"backend": "cuda"}, "unknown kernel backend 'cuda': choose one of xla, tpu, triton, "),
     "width of a kernel": (
         {"backend": "tpu"},
         "backend 'tpu' take heads of width 64, 96, 128, 256 in .*; got width 8 in",

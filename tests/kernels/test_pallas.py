@@ -113,12 +113,12 @@ def test_the_environment_chooses_a_backend(monkeypatch):
     inputs = arrays(0, until.shape, 2, 1, 64, "float32")[:3]
     program = lambda: str(jax.make_jaxpr(lambda *x: forest_attention(*x, until))(*inputs))
     assert "pallas_call" not in program()
-    monkeypatch.setenv("RLALIGN_ATTENTION", "interpret")
+    monkeypatch.setenv("RLALIGN_KERNELS", "interpret")
     assert "pallas_call" in program()
     assert attention_plan(until).block_k == attention_plan(until, backend="interpret").block_k == 32
-    monkeypatch.setenv("RLALIGN_ATTENTION", "cudnn")
+    monkeypatch.setenv("RLALIGN_KERNELS", "cudnn")
     for call in (attention_plan, lambda u: forest_attention(*inputs, u)):
-        with pytest.raises(ValueError, match="unknown attention backend 'cudnn': choose one of xla, tpu, triton, "):
+        with pytest.raises(ValueError, match="unknown kernel backend 'cudnn': choose one of xla, tpu, triton, "):
             call(until)
 
 

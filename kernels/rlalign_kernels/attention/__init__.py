@@ -1,3 +1,3 @@
 """Attention over a token forest: api (entry, checks, choice of backend), plan (live pairs of tiles), blocks (their
-lengths), tiled (what backends share), xla (every platform), tpu and triton (Pallas; score is what they share),
+lengths), tiled (what backends share), xla (every platform), tpu and triton (Pallas),
 reference (the oracle), shapes (named shapes for tests and benchmarks)."""

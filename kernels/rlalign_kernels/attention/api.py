@@ -1,24 +1,15 @@
 """forest_attention: checks, choice of backend, rows on one axis."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 
 from rlalign_kernels.attention.blocks import blocks
 from rlalign_kernels.attention.plan import Plan, make_plan
-from rlalign_kernels.attention.tiled import BACKENDS, Options, attention
+from rlalign_kernels.attention.tiled import Options, attention
+from rlalign_kernels.backend import choose
 
 WIDTHS = (64, 96, 128, 256)  # of a head, that the kernels are tested with
 DTYPES = ("bfloat16", "float32")
-
-
-def _backend(name: str | None) -> str:
-    # A device is to get its kernel here once the kernel has been measured on it.
-    name = name or os.environ.get("RLALIGN_ATTENTION", "xla")
-    if name not in BACKENDS:
-        raise ValueError(f"unknown attention backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    return name
 
 
 def attention_plan(visible_until: jax.Array, *, backend: str | None = None) -> Plan:
@@ -28,7 +19,7 @@ def attention_plan(visible_until: jax.Array, *, backend: str | None = None) -> P
       visible_until: i[B, T].
       backend: that of forest_attention; its tiles have a length of their own.
     """
-    block_q, block_k = blocks(_backend(backend), visible_until.shape[1])
+    block_q, block_k = blocks(choose(backend), visible_until.shape[1])
     return make_plan(visible_until, block_q=block_q, block_k=block_k)
 
 
@@ -87,7 +78,7 @@ def forest_attention(
       visible_until: i[B, T] of a forest, as `pack` makes it; 0 marks padding.
       backend: "xla" works everywhere; "tpu" and "triton" are Pallas kernels for TPUs and GPUs, "interpret" and
         "interpret_triton" run these on a CPU, slowly. They differ in the last bits. None is the environment's
-        RLALIGN_ATTENTION, or "xla".
+        RLALIGN_KERNELS, or "xla".
       scale: None is D ** -0.5.
       position: i[B, T], needed with window only.
       window: also require position[i] - position[j] < window (exact in a forest: the difference is path distance).
@@ -102,7 +93,7 @@ def forest_attention(
     Raises:
       ValueError: shapes, dtypes or options that do not fit, with their values.
     """
-    backend = _backend(backend)
+    backend = choose(backend)
     _check(q, k, v, visible_until, backend, position, window)
     batch, length, heads, width = q.shape
     plan = attention_plan(visible_until, backend=backend) if plan is None else plan

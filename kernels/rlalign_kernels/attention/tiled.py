@@ -14,8 +14,6 @@ A query tile that no live pair reaches may be left unwritten: nothing reads it h
 """
 
 import functools
-import importlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,14 +21,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from rlalign_kernels.attention.plan import Plan
-
-BACKENDS = {  # module of this package, whether Pallas' interpreter runs it
-    "xla": ("xla", False),
-    "tpu": ("tpu", False),
-    "triton": ("triton", False),
-    "interpret": ("tpu", True),
-    "interpret_triton": ("triton", True),
-}
+from rlalign_kernels.backend import load
 
 
 class Options(NamedTuple):
@@ -42,20 +33,13 @@ class Options(NamedTuple):
     softcap: float | None
 
 
-def _function(backend: str, name: str) -> Callable:
-    """forward or backward of a backend, imported when it is first used: Pallas takes half a second."""
-    module, interpret = BACKENDS[backend]
-    function = getattr(importlib.import_module(f"rlalign_kernels.attention.{module}"), name)
-    return functools.partial(function, interpret=True) if interpret else function
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(options: Options, q, k, v, plan: Plan, position):
-    return _function(options.backend, "forward")(options, q, k, v, plan, position)[0]
+    return load("attention", options.backend, "forward")(options, q, k, v, plan, position)[0]
 
 
 def _attention_fwd(options, q, k, v, plan, position):
-    out, lse = _function(options.backend, "forward")(options, q, k, v, plan, position)
+    out, lse = load("attention", options.backend, "forward")(options, q, k, v, plan, position)
     # Named, so that a remat policy can keep them and never run the attention again.
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
     return out, (q, k, v, plan, position, out, lse)
@@ -65,7 +49,11 @@ def _attention_bwd(options, residuals, grad):
     q, k, v, plan, position, out, lse = residuals
     wide = lse.dtype
     delta = jnp.sum(grad.astype(wide) * out.astype(wide), axis=-1)
-    return (*_function(options.backend, "backward")(options, q, k, v, plan, position, lse, delta, grad), None, None)
+    return (
+        *load("attention", options.backend, "backward")(options, q, k, v, plan, position, lse, delta, grad),
+        None,
+        None,
+    )
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)

@@ -15,15 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rlalign_kernels.attention.plan import Pairs, Plan
-from rlalign_kernels.attention.score import MASKED, dot, scores
+from rlalign_kernels.tile import LANES, MASKED, dot, lanes, scores
 
 ROOM = 80_000  # pairs: three lists of int32 in 1 MiB of scalar memory
-LANES = 128  # one number a row is held in every lane of its row
-
-
-def _lanes(row):
-    """[1, n] -> [n, LANES]: its numbers down the rows, in every lane."""
-    return jnp.broadcast_to(row, (LANES, row.shape[1])).T
 
 
 def _visible(options, i, j, until, at, shape, block_q, *, turned=False):
@@ -64,7 +58,7 @@ def _forward_kernel(query, key, full, count, q, k, v, until, *refs, options, blo
     def accumulate(*, masked):
         score, _ = scores(options, dot(q[...], k[...], turned=True))
         if masked:
-            where = [_lanes(at[0][...])[:, :1], at[1][...]] if at else []
+            where = [lanes(at[0][...])[:, :1], at[1][...]] if at else []
             mask = _visible(options, query[s], key[s], until[...], where, score.shape, block_q)
             score = jnp.where(mask, score, MASKED)
         new_top = jnp.maximum(top[:, :1], jnp.max(score, axis=1, keepdims=True))
@@ -102,7 +96,7 @@ def _dq_kernel(query, key, full, count, q, k, v, until, *refs, options, block_q)
         score, slope = scores(options, dot(q[...], k[...], turned=True))
         weight = jnp.exp(score - lse_rows[:, :1])
         if masked:
-            where = [_lanes(at[0][...])[:, :1], at[1][...]] if at else []
+            where = [lanes(at[0][...])[:, :1], at[1][...]] if at else []
             weight = jnp.where(_visible(options, query[s], key[s], until[...], where, score.shape, block_q), weight, 0)
         dscore = weight * (dot(grad[...], v[...], turned=True) - delta_rows[:, :1])
         dscore = dscore if slope is None else dscore * slope
@@ -112,7 +106,7 @@ def _dq_kernel(query, key, full, count, q, k, v, until, *refs, options, block_q)
 
     @pl.when(first)
     def _():
-        lse_rows[...], delta_rows[...] = _lanes(lse[...]), _lanes(delta[...])
+        lse_rows[...], delta_rows[...] = lanes(lse[...]), lanes(delta[...])
         acc[...] = jnp.zeros(acc.shape, jnp.float32)
 
     run()
@@ -131,7 +125,7 @@ def _dkv_kernel(query, key, full, count, q, k, v, until, *refs, options, block_q
         score, slope = scores(options, dot(k[...], q[...], turned=True))
         weight = jnp.exp(score - lse[...])
         if masked:
-            where, reach = [at[0][...], _lanes(at[1][...])[:, :1]] if at else [], _lanes(until[...])[:, :1]
+            where, reach = [at[0][...], lanes(at[1][...])[:, :1]] if at else [], lanes(until[...])[:, :1]
             mask = _visible(options, query[s], key[s], reach, where, score.shape, block_q, turned=True)
             weight = jnp.where(mask, weight, 0)
         dscore = weight * (dot(v[...], grad[...], turned=True) - delta[...])

@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from rlalign_kernels.attention.plan import Plan
-from rlalign_kernels.attention.score import MASKED, dot, scores
+from rlalign_kernels.tile import MASKED, dot, scores
 
 
 def _visible(options, i, j, until, at, block_q, *, turned=False):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rlalign_kernels.attention.plan import Plan
-from rlalign_kernels.attention.score import MASKED
+from rlalign_kernels.tile import MASKED
 
 
 def _accumulator(dtype) -> jnp.dtype:

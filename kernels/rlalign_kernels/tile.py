@@ -1,9 +1,10 @@
-"""From products of queries and keys to scores: what the Pallas kernels share."""
+"""On one tile inside a kernel: what the Pallas kernels of all operations share."""
 
 import jax
 import jax.numpy as jnp
 
 MASKED = -1e30  # large and finite: -inf minus -inf is NaN
+LANES = 128  # of a TPU's registers: one number a row is held in every lane of its row
 
 
 def dot(x, y, *, turned: bool = False):
@@ -11,6 +12,11 @@ def dot(x, y, *, turned: bool = False):
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     dimensions = (((1,), (1 if turned else 0,)), ((), ()))
     return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+
+def lanes(row):
+    """[1, n] -> [n, LANES]: its numbers down the rows, in every lane."""
+    return jnp.broadcast_to(row, (LANES, row.shape[1])).T
 
 
 def scores(options, product):

@@ -1,0 +1,34 @@
+"""Which form of an operation runs. Every operation is a folder with one module a form: xla, tpu, triton."""
+
+import functools
+import importlib
+import os
+from collections.abc import Callable
+
+BACKENDS = {  # module of an operation's folder, whether Pallas' interpreter runs it
+    "xla": ("xla", False),
+    "tpu": ("tpu", False),
+    "triton": ("triton", False),
+    "interpret": ("tpu", True),
+    "interpret_triton": ("triton", True),
+}
+
+
+def choose(name: str | None) -> str:
+    """The backend called `name`; None is the environment's RLALIGN_KERNELS, or "xla".
+
+    Raises:
+      ValueError: no backend has this name.
+    """
+    # A device is to get its kernels here once they have been measured on it.
+    name = name or os.environ.get("RLALIGN_KERNELS", "xla")
+    if name not in BACKENDS:
+        raise ValueError(f"unknown kernel backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    return name
+
+
+def load(operation: str, backend: str, function: str) -> Callable:
+    """A function of an operation's form, imported when it is first used: Pallas takes half a second."""
+    module, interpret = BACKENDS[backend]
+    found = getattr(importlib.import_module(f"rlalign_kernels.{operation}.{module}"), function)
+    return functools.partial(found, interpret=True) if interpret else found
