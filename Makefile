@@ -30,7 +30,7 @@ matrix: $(READY)  ## every combination of advantage, ratio, clip, aggregation, K
 parity: $(PARITY)/.ready  ## TRL's losses and ours on the same numbers; ARGS=--write writes the table of docs/parity.md
 	$(PARITY)/bin/python -m pytest tests/parity $(ARGS)
 
-CORE_TESTS := tests/advantages tests/losses tests/test_algorithms.py tests/test_forest.py tests/test_logprobs.py tests/test_types.py
+CORE_TESTS := tests/advantages tests/losses tests/test_algorithms.py tests/test_forest.py tests/test_logprobs.py tests/kernels/test_logprobs.py tests/test_types.py
 
 coverage: $(READY)  ## lines and branches of the pure core that its tests run; fails under 100 %
 	$(BIN)/python -m coverage run -m pytest $(CORE_TESTS)

@@ -28,8 +28,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+LOGPROBS = ("rlalign/logprobs.py", *(f"kernels/rlalign_kernels/logprobs/{x}.py" for x in ("api", "statistics", "xla")))
 FILES = (*sorted((ROOT / "rlalign/advantages").glob("*.py")), *sorted((ROOT / "rlalign/losses").glob("*.py")))
-FILES = tuple(str(f.relative_to(ROOT)) for f in (*FILES, ROOT / "rlalign/logprobs.py"))
+FILES = (*(str(f.relative_to(ROOT)) for f in FILES), *LOGPROBS)
 SEED, COUNT, LIMIT = 0, 150, 300  # LIMIT: seconds after which a mutant counts as killed; it may loop for ever
 QUICK = {  # no plugin of pytest, bytecode, no cache that one process would only write, XLA's quickest way to a program
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
@@ -77,6 +78,7 @@ CALLERS = {  # whose tests can notice a change in this file, the likeliest first
     "groups": ("groups", "tokens", "steps"),
     "aggregate": ("policy", "pairs"),
     "estimates": ("policy",),
+    **dict.fromkeys(("api", "statistics", "xla"), ("logprobs",)),
 }
 ARITHMETIC, BITS = {"Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow"}, {"BitOr", "BitAnd", "BitXor"}
 

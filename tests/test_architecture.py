@@ -94,8 +94,12 @@ def complaint(module, target):
         return f"{part} has no place in TIERS"
     if root == "rlalign":
         return _complaint_inside(module, target)
-    if TIER[part] <= TIER["algorithms"] and root not in sys.stdlib_module_names and root not in ("jax", "numpy"):
-        return "the core imports jax and numpy only"
+    if (
+        TIER[part] <= TIER["algorithms"]
+        and root not in sys.stdlib_module_names
+        and root not in ("jax", "numpy", "rlalign_kernels")
+    ):
+        return "the core imports jax, numpy and the kernels only"
     return None
 
 
@@ -133,7 +137,7 @@ def test_every_import_points_down():
         ("rlalign.rewards.guard", "try:\n    from rlalign.io import files\nexcept E: pass", "io is above rewards"),
         ("rlalign.losses", "from rlalign import pack", "name the module"),
         ("rlalign.losses", "from .advantages import x", "relative import"),
-        ("rlalign.losses", "import flax", "the core imports jax and numpy only"),
+        ("rlalign.losses", "import flax", "the core imports jax, numpy and the kernels only"),
         ("rlalign.losses", "from rlalign.compat import x\nimport functools, jax.numpy", None),
         ("rlalign.newcomer", "import jax", "no place in TIERS"),
         ("rlalign.io.config", "import tyro", "only experiments and benchmarks import tyro"),

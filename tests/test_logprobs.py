@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rlalign.forest import pack
-from rlalign.logprobs import default_chunk, token_logprobs
+from rlalign.logprobs import token_logprobs
 from rlalign.types import TokenForest
+from rlalign_kernels.logprobs.tiles import chunk_rows
 from tests.jaxprs import equations, largest_array
 
 WIDTH, VOCAB = 6, 13
@@ -206,7 +207,7 @@ def test_chunks_without_a_live_slot_are_skipped():
 @pytest.mark.parametrize(("vocab", "chunk"), [(1, 4096), (512, 4096), (4096, 1024), (152_000, 64), (2**20, 64)])
 def test_default_chunk(vocab, chunk):
     """Powers of two near 2 ** 22 logits; 152,000 tokens of vocabulary would give 16."""
-    assert default_chunk(vocab) == max(64, chunk)
+    assert chunk_rows("xla", vocab) == max(64, chunk)
 
 
 def bad(**change):

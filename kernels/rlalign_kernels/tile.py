@@ -19,10 +19,14 @@ def lanes(row):
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T
 
 
+def capped(x, softcap: float | None):
+    """softcap tanh(x / softcap) and its slope; x and None without a soft cap."""
+    if softcap is None:
+        return x, None
+    bent = jnp.tanh(x / softcap)
+    return softcap * bent, 1 - bent * bent
+
+
 def scores(options, product):
     """Scores of products, and d score / d (scaled product) where that is not 1."""
-    scaled = product * options.scale
-    if options.softcap is None:
-        return scaled, None
-    bent = jnp.tanh(scaled / options.softcap)
-    return options.softcap * bent, 1 - bent * bent
+    return capped(product * options.scale, options.softcap)

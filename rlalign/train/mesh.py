@@ -10,6 +10,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -146,17 +147,20 @@ def shard_decoder(decoder: Decoder, mesh: Mesh | None) -> Decoder:
 def local_logprobs(hidden, head, forest: TokenForest, node, *, mesh: Mesh | None, temperature: float):
     """token_logprobs with nodes counted inside a part: node i32[S, M, R] -> (logp, entropy) f[S * M, R].
 
-    Samples of a part are cut over the tensor axis, so that no device scores a token twice; M must divide by it.
+    The vocabulary is cut over the tensor axis, as the head's parameters are; four numbers a token cross it.
     """
     parts, samples, response = node.shape
+    vocab, shards = head.shape[1], 1 if mesh is None else mesh.shape["tensor"]
+    axis = {} if shards == 1 else {"axis_name": "tensor", "vocab": vocab}
 
     def run(hidden, head, forest, node):
         flat = node.reshape(-1, response)
-        scored = token_logprobs(hidden, head, forest, flat, temperature=temperature)
+        scored = token_logprobs(hidden, head, forest, flat, temperature=temperature, **axis)
         return tuple(x.reshape(node.shape) for x in scored)
 
     if mesh is not None:
-        rows, slots = P(ROWS, None, None), P(ROWS, "tensor", None)
-        specs = (rows, P(None, None), P(ROWS, None), slots)
-        run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=slots, check_vma=False)
+        rows = P(ROWS, None, None)
+        specs = (rows, P(None, "tensor"), P(ROWS, None), rows)
+        run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+        head = jnp.pad(head, ((0, 0), (0, -vocab % shards)))
     return tuple(x.reshape(parts * samples, response) for x in run(hidden, head, forest, node))

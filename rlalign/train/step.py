@@ -261,17 +261,11 @@ def arrange(batch: Batch, microbatches: int, mesh: Mesh | None) -> Batch:
     """Fields cut into [microbatches, shards, ...] and, on a mesh, put where the step wants them."""
     shards = row_shards(mesh)
     parts = split_batch(batch, microbatches * shards)
-    tensor = 1 if mesh is None else mesh.shape["tensor"]
 
     def shape(x):
         return x.reshape(microbatches, shards, *x.shape[1:])
 
-    def pad(x, fill):  # samples of a part are cut over the tensor axis
-        return np.pad(x, ((0, 0), (0, -x.shape[1] % tensor), *((0, 0),) * (x.ndim - 2)), constant_values=fill)
-
-    packed = Packed(parts.packed.forest, pad(parts.packed.node, -1), pad(parts.packed.mask, False))
-    rest = {k: pad(v, -1 if k == "pair" else 0) for k, v in parts._asdict().items() if k != "packed" and v is not None}
-    arranged = jax.tree.map(shape, parts._replace(packed=packed, **rest))
+    arranged = jax.tree.map(shape, parts)
     if mesh is None:
         return arranged
     return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, P(None, ROWS))), arranged)

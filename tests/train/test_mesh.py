@@ -1,12 +1,14 @@
 """Meshes of simulated devices: the same training on each, arrays where the rules say, and what is refused."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from rlalign.models.decoder import Decoder
 from rlalign.train import make_mesh, make_optimizer, make_scorer, make_train_step, place_params
+from rlalign.train.mesh import local_logprobs
 from tests.train.cases import (
     ALGORITHM,
     COUNT,
@@ -94,6 +96,22 @@ def test_scorer_on_a_mesh(x64):
     score = make_scorer(Decoder(MODEL), temperature=ALGORITHM.temperature, mesh=mesh)
     got = score(place_params(params(), mesh), batch(parts=2).packed)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+
+
+def test_a_vocabulary_that_the_tensor_axis_does_not_divide(x64):
+    """15 tokens over two devices: the last column of the second is padding. Values and gradients of one device."""
+    packed, rng = batch().packed, np.random.default_rng(0)
+    forest = packed.forest._replace(token=packed.forest.token % 15)
+    hidden, head = (jnp.asarray(rng.normal(size=s)) for s in ((*forest.token.shape, 8), (8, 15)))
+
+    def loss(hidden, head, mesh):
+        scored = local_logprobs(hidden, head, forest, packed.node[None], mesh=mesh, temperature=0.7)
+        return sum(jnp.sum(jnp.sin(x)) for x in scored)
+
+    run = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+    results = (run(hidden, head, mesh) for mesh in (make_mesh(tensor=2), None))
+    for got, want in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 
 def test_an_axis_that_the_mesh_does_not_divide_is_whole():
