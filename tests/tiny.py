@@ -45,10 +45,10 @@ def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.3):
     return jax.tree.map_with_path(draw, shapes)
 
 
-def dense(q, k, v, visible_until, *, plan):
+def dense(q, k, v, visible_until, *, plan, **options):
     """Attention with the whole mask, in place of the kernel."""
     del plan
-    return reference_attention(q, k, v, visible_until).astype(q.dtype)
+    return reference_attention(q, k, v, visible_until, **options).astype(q.dtype)
 
 
 def dense_decoder(config: ModelConfig) -> Decoder:

@@ -1,11 +1,12 @@
-"""What a decoder is, as plain data, and how a Hugging Face config.json says it."""
+"""What a decoder is, as plain data. families.py reads it from a Hugging Face config.json."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 RopeKind = Literal["linear", "llama3", "yarn"]
+Norm = Literal["rms", "rms_plus_one", "layer"]
+Activation = Literal["silu", "gelu", "gelu_tanh"]
 Remat = Literal["none", "full"]
 DTYPES = ("float32", "bfloat16", "float64")
 
@@ -63,7 +64,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of a pre-norm decoder with rotary positions, grouped-query attention and a gated SiLU MLP.
+    """The shape of a pre-norm decoder with rotary positions and grouped-query attention.
 
     Args:
       vocab_size: V.
@@ -75,12 +76,25 @@ class ModelConfig:
       mlp_width: F.
       rope_theta: base of the rotary frequencies.
       rope_scaling: None for the plain frequencies.
-      norm_eps: added to the mean square in every RMSNorm.
+      local_rope_theta: base in the layers with a window, without rope_scaling; None for rope_theta there too (Gemma 3).
+      rotary_width: how many of a head's D are rotated, the first ones; None for all (GPT-NeoX: a quarter).
+      norm: "rms" (scale x / rms(x)), "rms_plus_one" ((1 + scale) x / rms(x), Gemma) or "layer" (LayerNorm with a bias).
+      norm_eps: added to the mean square, or to the variance, in every norm.
+      post_norms: whether attention's and the MLP's outputs are normed before they are added (Gemma 2 and 3).
+      parallel: whether attention and MLP read the same residual, x + attention(norm(x)) + mlp(norm'(x)) (GPT-NeoX).
+      activation: of the MLP, "silu", "gelu" or "gelu_tanh" (its approximation by tanh).
+      gated_mlp: down(act(gate) * up), or else down(act(up)).
+      embedding_scale: what embeddings are multiplied with, rounded to the dtype (Gemma: the root of W).
+      attention_scale: what q k is multiplied with; None for D ** -0.5.
+      attention_softcap: scores become softcap * tanh(score / softcap) (Gemma 2).
+      logit_softcap: the same for logits; token_logprobs and sample apply it.
+      window: tokens see only those less than this many positions before them; None for all.
+      full_layers: layers that see everything in spite of the window, by index.
       tied_head: whether the head is the embedding, transposed.
       qkv_bias: a bias on the query, key and value projections.
       output_bias: a bias on attention's output projection.
       mlp_bias: a bias on the three projections of the MLP.
-      qk_norm: an RMSNorm over each head's D query and key values, before the rotation (Qwen3).
+      qk_norm: a norm over each head's D query and key values, before the rotation (Qwen3, Gemma 3).
       max_positions: the longest context the model was made for.
       remat: what the backward pass recomputes: "none" or "full" (whole layers, but never their attention).
       dtype: of parameters and activations: "float32", "bfloat16" or "float64".
@@ -100,7 +114,20 @@ class ModelConfig:
     tied_head: bool
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    local_rope_theta: float | None = None
+    rotary_width: int | None = None
+    norm: Norm = "rms"
     norm_eps: float = 1e-6
+    post_norms: bool = False
+    parallel: bool = False
+    activation: Activation = "silu"
+    gated_mlp: bool = True
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    window: int | None = None
+    full_layers: tuple[int, ...] = ()
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -116,17 +143,40 @@ class ModelConfig:
                 f"ModelConfig.kv_heads={self.kv_heads} does not divide heads={self.heads}: each key/value head serves "
                 "the same number of query heads; choose a divisor"
             )
-        if self.head_width % 2:
+        for name in ("head_width", "rotary_width"):
+            if (getattr(self, name) or 0) % 2:
+                value = getattr(self, name)
+                raise ValueError(
+                    f"ModelConfig.{name}={value} is odd: rotary embeddings turn pairs; choose an even number"
+                )
+        for name in ("rope_theta", "local_rope_theta"):
+            theta = getattr(self, name)
+            if not (_is_positive(theta) and theta > 1) and not (theta is None and name == "local_rope_theta"):
+                raise ValueError(f"ModelConfig.{name}={theta!r} must be a finite number > 1, such as 10000.0")
+        if self.rotary_width is not None and not 2 <= self.rotary_width <= self.head_width:
             raise ValueError(
-                f"ModelConfig.head_width={self.head_width} is odd: rotary embeddings turn pairs; choose an even number"
+                f"ModelConfig.rotary_width={self.rotary_width} is not in 2 ... head_width={self.head_width}: how many "
+                "of a head's numbers are rotated; None for all"
             )
-        if not (_is_positive(self.rope_theta) and self.rope_theta > 1):
-            raise ValueError(f"ModelConfig.rope_theta={self.rope_theta!r} must be a finite number > 1, such as 10000.0")
-        _check_positive("ModelConfig", norm_eps=self.norm_eps)
+        self._check_window()
+        _check_positive("ModelConfig", norm_eps=self.norm_eps, embedding_scale=self.embedding_scale)
+        optional = ("attention_scale", "attention_softcap", "logit_softcap")
+        _check_positive("ModelConfig", **{n: getattr(self, n) for n in optional if getattr(self, n) is not None})
         if not (self.rope_scaling is None or isinstance(self.rope_scaling, RopeScaling)):
             raise ValueError(f"ModelConfig.rope_scaling={self.rope_scaling!r} must be None or a RopeScaling")
+        _check_choice("ModelConfig", "norm", self.norm, get_args(Norm))
+        _check_choice("ModelConfig", "activation", self.activation, get_args(Activation))
         _check_choice("ModelConfig", "remat", self.remat, get_args(Remat))
         _check_choice("ModelConfig", "dtype", self.dtype, DTYPES)
+
+    def _check_window(self):
+        if self.window is not None:
+            _check_size("window", self.window)
+        elif self.full_layers or self.local_rope_theta is not None:
+            raise ValueError("ModelConfig.full_layers and local_rope_theta go with a window: set window, or drop them")
+        outside = [i for i in self.full_layers if not 0 <= i < self.layers]
+        if outside:
+            raise ValueError(f"ModelConfig.full_layers has {outside[0]}, there are layers 0 to {self.layers - 1}")
 
 
 def _check_size(name: str, value: Any) -> None:
@@ -152,193 +202,3 @@ def _check_order(low: str, low_value: Any, high: str, high_value: Any) -> None:
 def _check_choice(owner: str, name: str, value: Any, allowed: tuple) -> None:
     if value not in allowed:
         raise ValueError(f"{owner}.{name}={value!r} is not known; choose one of {', '.join(map(repr, allowed))}")
-
-
-# What a config.json may leave out, by family: the defaults of transformers' configuration classes where they differ
-# or matter. A key that is present with the value null keeps its null.
-_FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"max_position_embeddings": 2048},
-    "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
-    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
-}
-_ARCHITECTURES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-_ROPE_NUMBERS = (
-    *("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"),
-    *("attention_factor", "mscale", "mscale_all_dim", "truncate"),
-)
-_SUPPORTED = f"rlalign reads {', '.join(_ARCHITECTURES)}; use a checkpoint of one of these"
-
-
-def from_hugging_face(config: Mapping[str, Any], *, dtype: str | None = None) -> ModelConfig:
-    """The ModelConfig of a Hugging Face config.json, for the families llama, mistral, qwen2 and qwen3.
-
-    Rotary settings are read in both styles: `rope_theta` with `rope_scaling`, and transformers 5's `rope_parameters`.
-    Whatever would change the mathematics and is not implemented is refused, never dropped.
-
-    Args:
-      config: the parsed config.json.
-      dtype: "float32", "bfloat16" or "float64" in place of the file's dtype; None keeps it (float32 if it has none).
-
-    Returns:
-      ModelConfig.
-
-    Raises:
-      ValueError: an unknown architecture, custom code (`auto_map`), quantized weights, a sliding window that is in
-        use, another activation than SiLU, an unknown kind of rotary scaling, or a missing key; named in the text.
-
-    Source: transformers 5.23, models/{llama,mistral,qwen2,qwen3}/configuration_*.py.
-    """
-    family = _family(config)
-    values = {**_FAMILIES[family], **config}
-    _refuse_unsupported(values)
-    _refuse_sliding_window(values, family)
-    positions, kv_heads = _size(values, "max_position_embeddings"), values.get("num_key_value_heads")
-    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    attention_bias = family in ("llama", "qwen3") and bool(values.get("attention_bias"))
-    return ModelConfig(
-        vocab_size=_size(values, "vocab_size"),
-        width=_size(values, "hidden_size"),
-        layers=_size(values, "num_hidden_layers"),
-        heads=_size(values, "num_attention_heads"),
-        kv_heads=_size(values, "num_attention_heads") if kv_heads is None else kv_heads,
-        head_width=_head_width(values),
-        mlp_width=_size(values, "intermediate_size"),
-        max_positions=positions,
-        tied_head=bool(values.get("tie_word_embeddings", False)),
-        rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0),
-        rope_scaling=_rope_scaling(rope, values.get("original_max_position_embeddings"), positions),
-        norm_eps=float(values.get("rms_norm_eps", 1e-6)),
-        qkv_bias=family == "qwen2" or attention_bias,
-        output_bias=attention_bias,
-        mlp_bias=family == "llama" and bool(values.get("mlp_bias")),
-        qk_norm=family == "qwen3",
-        dtype=dtype or _dtype(values),
-    )
-
-
-def _size(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if value is None:
-        raise ValueError(f"config.json has no {key!r}; it is needed: take it from the model's card")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"config.json: {key} {value!r} must be a positive integer; take it from the model's card")
-    return value
-
-
-def _head_width(config: Mapping[str, Any]) -> int:
-    width, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-    if config.get("head_dim") is not None:
-        return _size(config, "head_dim")
-    if width % heads:
-        raise ValueError(
-            f"config.json: hidden_size {width} is no multiple of num_attention_heads {heads}, and there is no "
-            "head_dim; add head_dim"
-        )
-    return width // heads
-
-
-def _family(config: Mapping[str, Any]) -> str:
-    """The key of _FAMILIES that model_type and architectures agree on."""
-    model_type, architectures = config.get("model_type"), config.get("architectures") or ()
-    for name in architectures:
-        if name not in _ARCHITECTURES:
-            raise ValueError(f"config.json: architecture {name!r} is not supported; {_SUPPORTED}")
-    families = {_ARCHITECTURES[name] for name in architectures} | ({model_type} if model_type is not None else set())
-    if not families:
-        raise ValueError(f"config.json has neither 'model_type' nor 'architectures'; {_SUPPORTED}")
-    if model_type is not None and model_type not in _FAMILIES:
-        raise ValueError(f"config.json: model_type {model_type!r} is not supported; {_SUPPORTED}")
-    if len(families) > 1:
-        raise ValueError(
-            f"config.json: model_type {model_type!r} and architectures {list(architectures)} disagree; correct the "
-            "wrong one"
-        )
-    return families.pop()
-
-
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
-    if config.get("auto_map"):
-        raise ValueError(
-            f"config.json: 'auto_map' {config['auto_map']} asks for code that comes with the checkpoint, which rlalign "
-            "never runs; if the model is a plain one of a supported family, remove the key"
-        )
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unnamed")
-        raise ValueError(
-            f"config.json: 'quantization_config' ({method}): quantized weights cannot be trained; use the "
-            "unquantized checkpoint"
-        )
-    # transformers knows SiLU by both names.
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise ValueError(f"config.json: hidden_act {config['hidden_act']!r} is not supported; it must be 'silu'")
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    for factor in (config.get("partial_rotary_factor"), rope.get("partial_rotary_factor")):
-        if factor not in (None, 1, 1.0):
-            raise ValueError(
-                f"config.json: partial_rotary_factor {factor} is not supported: all of a head is rotated; use a "
-                "checkpoint with 1.0"
-            )
-
-
-def _refuse_sliding_window(config: Mapping[str, Any], family: str) -> None:
-    """Refuse a window that hides any token of a context of max_position_embeddings."""
-    window, positions = config.get("sliding_window"), _size(config, "max_position_embeddings")
-    if family == "llama":
-        return
-    if family in ("qwen2", "qwen3"):
-        layers = config.get("layer_types")
-        for kind in layers or ():
-            if kind not in ("full_attention", "sliding_attention"):
-                raise ValueError(f"config.json: layer_types has {kind!r}; only 'full_attention' is supported")
-        if layers is None:
-            used = config.get("use_sliding_window", False)
-            used = used and config.get("max_window_layers", 28) < _size(config, "num_hidden_layers")
-        else:
-            used = "sliding_attention" in layers
-        window = window if used else None
-    if window is not None and window < positions:
-        raise ValueError(
-            f"config.json: sliding_window {window} is in use and shorter than max_position_embeddings {positions}; "
-            "only full attention is supported: use a checkpoint without a window, or, if no sequence will be longer "
-            f"than {window}, set max_position_embeddings to {window}"
-        )
-
-
-def _rope_scaling(rope: Mapping[str, Any], original: int | None, positions: int) -> RopeScaling | None:
-    """RopeScaling from the dict under rope_scaling or rope_parameters; defaults as transformers fills them in."""
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if any(isinstance(value, Mapping) for value in rope.values()):
-        raise ValueError(f"config.json: rotary settings by layer type {sorted(rope)} are not supported; {_SUPPORTED}")
-    if kind == "default":
-        return None
-    if kind not in get_args(RopeKind):
-        raise ValueError(
-            f"config.json: rope type {kind!r} is not supported; rlalign reads 'default', "
-            f"{', '.join(map(repr, get_args(RopeKind)))}: use a checkpoint with one of these"
-            # Up to max_position_embeddings dynamic scaling leaves the frequencies alone.
-            + (f", or remove the scaling if no sequence will be longer than {positions}" if kind == "dynamic" else "")
-        )
-    original = int(original or rope.get("original_max_position_embeddings") or positions)
-    if kind == "yarn" and rope.get("factor") is None:
-        rope = {**rope, "factor": positions / original}
-    for key in ("factor", "low_freq_factor", "high_freq_factor") if kind == "llama3" else ("factor",):
-        if rope.get(key) is None:
-            raise ValueError(f"config.json: rope type {kind!r} has no {key!r}; take it from the model's card")
-    given = {name: rope[name] for name in _ROPE_NUMBERS if rope.get(name) is not None}
-    return RopeScaling(kind=kind, original_max_positions=original, **given)
-
-
-def _dtype(config: Mapping[str, Any]) -> str:
-    """The file's dtype: `dtype` in transformers 5, `torch_dtype` before."""
-    name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-    if name not in DTYPES:
-        raise ValueError(
-            f"config.json: dtype {name!r} is not supported; pass dtype='float32' or dtype='bfloat16' to convert"
-        )
-    return name

@@ -9,6 +9,7 @@ each token by itself, which is why a shared prefix may be stored once.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,21 +27,31 @@ Attend = Callable[[Any, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, 
 AttentionFn = Callable[..., jax.Array]
 
 INITIAL_KERNEL = nn.initializers.normal(0.02)
+ACTIVATIONS = {"silu": nn.silu, "gelu": functools.partial(nn.gelu, approximate=False), "gelu_tanh": nn.gelu}
 KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * scale, in float32 or wider."""
+class Norm(nn.Module):
+    """A norm of ModelConfig.norm over the last axis, in float32 or wider."""
 
-    eps: float
-    dtype: Any
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.dtype)
+        kind, dtype, size = self.config.norm, jnp.dtype(self.config.dtype), (x.shape[-1],)
+        start = nn.initializers.zeros if kind == "rms_plus_one" else nn.initializers.ones
+        scale = jnp.expand_dims(self.param("scale", start, size, dtype), range(x.ndim - 1))
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return wide.astype(x.dtype) * jnp.expand_dims(scale, range(x.ndim - 1))
+        if kind == "layer":
+            bias = jnp.expand_dims(self.param("bias", nn.initializers.zeros, size, dtype), range(x.ndim - 1))
+            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.config.norm_eps)
+        # Each family rounds where its training did.
+        if kind == "rms":
+            return wide.astype(x.dtype) * scale
+        if kind == "rms_plus_one":
+            return (wide * (1 + scale.astype(wide.dtype))).astype(x.dtype)
+        return (wide * scale.astype(wide.dtype) + bias.astype(wide.dtype)).astype(x.dtype)
 
 
 def _project(config: ModelConfig, name: str, features, *, bias: bool, axis: Any = -1) -> nn.DenseGeneral:
@@ -48,6 +59,17 @@ def _project(config: ModelConfig, name: str, features, *, bias: bool, axis: Any 
     return nn.DenseGeneral(
         features, axis=axis, use_bias=bias, dtype=dtype, param_dtype=dtype, kernel_init=INITIAL_KERNEL, name=name
     )
+
+
+def _rotated(config: ModelConfig, layer, x: jax.Array, position: jax.Array) -> jax.Array:
+    """x f[n, h, D] turned; layers with a window may turn at a pace of their own."""
+    frequencies, scale = inverse_frequencies(config)
+    if config.local_rope_theta is not None:
+        local, _ = inverse_frequencies(config, local=True)
+        # The scale of cosine and sine is yarn's, which no model combines with windows of their own pace.
+        frequencies = jnp.where(jnp.isin(layer, jnp.array(config.full_layers, jnp.int32)), frequencies, local)
+    turned, kept = jnp.split(x, [2 * frequencies.shape[0]], axis=-1)
+    return jnp.concatenate([rotate(turned, position, frequencies, scale), kept], axis=-1)
 
 
 class Attention(nn.Module):
@@ -61,15 +83,13 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, layer, cache, position):
-        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        c = self.config
         q = _project(c, "query", (c.heads, c.head_width), bias=c.qkv_bias)(x)
         k = _project(c, "key", (c.kv_heads, c.head_width), bias=c.qkv_bias)(x)
         v = _project(c, "value", (c.kv_heads, c.head_width), bias=c.qkv_bias)(x)
         if c.qk_norm:
-            q = RMSNorm(c.norm_eps, dtype, name="query_norm")(q)
-            k = RMSNorm(c.norm_eps, dtype, name="key_norm")(k)
-        frequencies, scale = inverse_frequencies(c)
-        q, k = (rotate(x, position.reshape(-1), frequencies, scale) for x in (q, k))
+            q, k = Norm(c, name="query_norm")(q), Norm(c, name="key_norm")(k)
+        q, k = (_rotated(c, layer, x, position.reshape(-1)) for x in (q, k))
         q, k, v = (x.reshape(*position.shape, *x.shape[1:]) for x in (q, k, v))
         out, cache = self.attend(layer, q, k, v, cache)
         out = out.reshape(-1, c.heads, c.head_width)
@@ -77,20 +97,20 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x):
-        c = self.config
-        gate = _project(c, "gate", c.mlp_width, bias=c.mlp_bias)(x)
+        c, act = self.config, ACTIVATIONS[self.config.activation]
         up = _project(c, "up", c.mlp_width, bias=c.mlp_bias)(x)
-        return _project(c, "down", c.width, bias=c.mlp_bias)(nn.silu(gate) * up)
+        hidden = act(_project(c, "gate", c.mlp_width, bias=c.mlp_bias)(x)) * up if c.gated_mlp else act(up)
+        return _project(c, "down", c.width, bias=c.mlp_bias)(hidden)
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); or both beside each other, or with norms behind them."""
 
     config: ModelConfig
     attend: Attend
@@ -98,12 +118,16 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, carry, layer, position):
         x, cache = carry
-        c, dtype = self.config, jnp.dtype(self.config.dtype)
-        normed = RMSNorm(c.norm_eps, dtype, name="attention_norm")(x)
-        out, cache = Attention(c, self.attend, name="attention")(normed, layer, cache, position)
-        x = x + out
-        x = x + MLP(c, name="mlp")(RMSNorm(c.norm_eps, dtype, name="mlp_norm")(x))
-        return (x, cache), None
+        c = self.config
+        normed = Norm(c, name="attention_norm")(x)
+        attended, cache = Attention(c, self.attend, name="attention")(normed, layer, cache, position)
+        if c.post_norms:
+            attended = Norm(c, name="attention_post_norm")(attended)
+        between = x if c.parallel else x + attended
+        out = MLP(c, name="mlp")(Norm(c, name="mlp_norm")(between))
+        if c.post_norms:
+            out = Norm(c, name="mlp_post_norm")(out)
+        return (x + attended + out if c.parallel else between + out, cache), None
 
 
 class Stack(nn.Module):
@@ -129,11 +153,13 @@ class Stack(nn.Module):
             in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.layers,
         )
-        carry = (embedding[token.reshape(-1)], cache)
-        (x, cache), _ = scanned(c, self.attend, name="layers")(carry, jnp.arange(c.layers), position)
+        x = embedding[token.reshape(-1)]
+        if c.embedding_scale != 1:
+            x = x * jnp.asarray(c.embedding_scale, dtype)
+        (x, cache), _ = scanned(c, self.attend, name="layers")((x, cache), jnp.arange(c.layers), position)
         if not c.tied_head:
             self.param("head", lambda key: {"kernel": INITIAL_KERNEL(key, (c.width, c.vocab_size), dtype)})
-        x = RMSNorm(c.norm_eps, dtype, name="final_norm")(x)
+        x = Norm(c, name="final_norm")(x)
         return x.reshape(*token.shape, c.width), cache
 
 
@@ -192,16 +218,27 @@ class Decoder:
 
     def attend(self, forest: TokenForest) -> Attend:
         """Attention within a forest, for `run`; the tile lists are made here, once for all layers."""
-        plan = self.plan(jnp.asarray(forest.visible_until))
+        c, plan = self.config, self.plan(jnp.asarray(forest.visible_until))
+        everything = {"plan": plan, "scale": c.attention_scale, "softcap": c.attention_softcap}
+        windowed = everything | {"window": c.window, "position": jnp.asarray(forest.position)}
 
         def attend(layer, q, k, v, cache):
-            del layer
-            return self.attention(q, k, v, forest.visible_until, plan=plan), cache
+            def over(options):
+                return lambda: self.attention(q, k, v, forest.visible_until, **options)
+
+            if c.window is None:
+                out = over(everything)()
+            elif not c.full_layers:
+                out = over(windowed)()
+            else:
+                full = jnp.isin(layer, jnp.array(c.full_layers, jnp.int32))
+                out = jax.lax.cond(full, over(everything), over(windowed))
+            return out, cache
 
         return attend
 
 
 def logits(decoder: Decoder, params: Params, forest: TokenForest) -> jax.Array:
     """f[B, T, V], the whole logits: for checks on small models only; training uses token_logprobs."""
-    hidden = decoder.apply(params, forest)
-    return hidden @ decoder.head(params)
+    whole, cap = decoder.apply(params, forest) @ decoder.head(params), decoder.config.logit_softcap
+    return whole if cap is None else cap * jnp.tanh(whole / cap)

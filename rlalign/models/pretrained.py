@@ -7,62 +7,34 @@ once, and one leaf besides.
 
 import contextlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from rlalign.models.config import ModelConfig, from_hugging_face
+from rlalign.models.config import ModelConfig
 from rlalign.models.decoder import Decoder
+from rlalign.models.families import from_hugging_face
+from rlalign.models.leaves import (
+    Leaf,
+    embedding_and_head,
+    from_stored,
+    leaves,
+    options,
+    stored_shape,
+    tensor_names,
+    used_shape,
+)
 from rlalign.types import Params
 
-
-class Leaf(NamedTuple):
-    """Where a leaf of the parameters comes from.
-
-    Attributes:
-      tensor: its name in the folder, {} standing for the layer.
-      axes: stored axes -> axes of the leaf, in the letters of `_sizes`; letters without a comma are one stored axis.
-      when: the option of ModelConfig that the leaf depends on; empty for always.
-    """
-
-    tensor: str
-    axes: str
-    when: str = ""
-
-
-# Linear weights are stored [out, in] and used [in, out]. Leaves under layers/ have the layers on axis 0.
-LEAVES: dict[str, Leaf] = {
-    "embedding": Leaf("model.embed_tokens.weight", "V,W->VW"),
-    "layers/attention_norm/scale": Leaf("model.layers.{}.input_layernorm.weight", "W->W"),
-    "layers/attention/query/kernel": Leaf("model.layers.{}.self_attn.q_proj.weight", "HD,W->WHD"),
-    "layers/attention/query/bias": Leaf("model.layers.{}.self_attn.q_proj.bias", "HD->HD", "qkv_bias"),
-    "layers/attention/key/kernel": Leaf("model.layers.{}.self_attn.k_proj.weight", "KD,W->WKD"),
-    "layers/attention/key/bias": Leaf("model.layers.{}.self_attn.k_proj.bias", "KD->KD", "qkv_bias"),
-    "layers/attention/value/kernel": Leaf("model.layers.{}.self_attn.v_proj.weight", "KD,W->WKD"),
-    "layers/attention/value/bias": Leaf("model.layers.{}.self_attn.v_proj.bias", "KD->KD", "qkv_bias"),
-    "layers/attention/output/kernel": Leaf("model.layers.{}.self_attn.o_proj.weight", "W,HD->HDW"),
-    "layers/attention/output/bias": Leaf("model.layers.{}.self_attn.o_proj.bias", "W->W", "output_bias"),
-    "layers/attention/query_norm/scale": Leaf("model.layers.{}.self_attn.q_norm.weight", "D->D", "qk_norm"),
-    "layers/attention/key_norm/scale": Leaf("model.layers.{}.self_attn.k_norm.weight", "D->D", "qk_norm"),
-    "layers/mlp_norm/scale": Leaf("model.layers.{}.post_attention_layernorm.weight", "W->W"),
-    "layers/mlp/gate/kernel": Leaf("model.layers.{}.mlp.gate_proj.weight", "F,W->WF"),
-    "layers/mlp/gate/bias": Leaf("model.layers.{}.mlp.gate_proj.bias", "F->F", "mlp_bias"),
-    "layers/mlp/up/kernel": Leaf("model.layers.{}.mlp.up_proj.weight", "F,W->WF"),
-    "layers/mlp/up/bias": Leaf("model.layers.{}.mlp.up_proj.bias", "F->F", "mlp_bias"),
-    "layers/mlp/down/kernel": Leaf("model.layers.{}.mlp.down_proj.weight", "W,F->FW"),
-    "layers/mlp/down/bias": Leaf("model.layers.{}.mlp.down_proj.bias", "W->W", "mlp_bias"),
-    "final_norm/scale": Leaf("model.norm.weight", "W->W"),
-    "head/kernel": Leaf("lm_head.weight", "V,W->WV", "untied_head"),
-}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _AGAIN = "download the folder again"
-_IGNORED = "rotary_emb.inv_freq"  # written by old releases of transformers; config.json says the same
+# Written by old releases of transformers; config.json says the same.
+_IGNORED = ("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 _STORED = ("F32", "BF16", "F16", "F64")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -78,7 +50,7 @@ def load_pretrained(
       mesh: where to put the parameters, sharded; None leaves them on the default device.
 
     Returns:
-      Decoder of the folder's config, and its params: a nested dict as `LEAVES` spells it, layers stacked on axis 0.
+      Decoder of the folder's config, and its params: a nested dict as `leaves.py` spells it, layers stacked on axis 0.
 
     Raises:
       FileNotFoundError: no folder, config.json, weights or shard.
@@ -91,12 +63,12 @@ def load_pretrained(
     config = from_hugging_face(_read_json(folder / "config.json"), dtype=dtype)
     if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ValueError("dtype='float64' needs 64-bit JAX: set JAX_ENABLE_X64=1")
-    leaves = {path: leaf for path, leaf in LEAVES.items() if not leaf.when or _options(config)[leaf.when]}
+    wanted = leaves(config)
     params: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         tensors = _Tensors(folder, stack)
-        _check_tensors(tensors, leaves, config)
-        for path, leaf in leaves.items():
+        _check_tensors(tensors, wanted, config)
+        for path, leaf in wanted.items():
             *parents, last = path.split("/")
             node = params
             for name in parents:
@@ -203,33 +175,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _options(config: ModelConfig) -> dict[str, bool]:
-    names = ("qkv_bias", "output_bias", "mlp_bias", "qk_norm")
-    return {name: getattr(config, name) for name in names} | {"untied_head": not config.tied_head}
-
-
-def _sizes(config: ModelConfig) -> dict[str, int]:
-    return {
-        "V": config.vocab_size,
-        "W": config.width,
-        "H": config.heads,
-        "K": config.kv_heads,
-        "D": config.head_width,
-        "F": config.mlp_width,
-    }
-
-
-def _names(leaf: Leaf, config: ModelConfig) -> list[str]:
-    """The tensors of a leaf, in the order of the layers."""
-    return [leaf.tensor.format(i) for i in range(config.layers)] if "{}" in leaf.tensor else [leaf.tensor]
-
-
-def _check_tensors(tensors: _Tensors, leaves: Mapping[str, Leaf], config: ModelConfig) -> None:
+def _check_tensors(tensors: _Tensors, there: Mapping[str, Leaf], config: ModelConfig) -> None:
     """Each tensor that the config calls for is there, in its shape, and none besides."""
-    sizes, wanted = _sizes(config), set()
-    for leaf in leaves.values():
-        stored = tuple(math.prod(sizes[letter] for letter in axis) for axis in leaf.axes.split("->")[0].split(","))
-        for name in _names(leaf, config):
+    wanted = set()
+    for leaf in there.values():
+        stored = stored_shape(leaf, config)
+        for name in tensor_names(leaf, config):
             wanted.add(name)
             if name not in tensors.file:
                 raise ValueError(
@@ -249,18 +200,19 @@ def _check_tensors(tensors: _Tensors, leaves: Mapping[str, Leaf], config: ModelC
     for name in sorted(tensors.file.keys() - wanted):
         if name.endswith(_IGNORED):
             continue
-        if name == LEAVES["head/kernel"].tensor and config.tied_head:
-            _check_tied(tensors, name)
+        embedding, head = embedding_and_head(config)
+        if name == head and config.tied_head:
+            _check_tied(tensors, embedding, head)
             continue
         raise ValueError(
             f"{tensors.where(name)} is not part of the model that config.json describes ({config.layers} layers"
-            f"{''.join(f', {option}={value}' for option, value in _options(config).items())}); correct config.json"
+            f"{''.join(f', {option}={value}' for option, value in options(config).items())}); correct config.json"
         )
 
 
-def _check_tied(tensors: _Tensors, head: str) -> None:
+def _check_tied(tensors: _Tensors, embedding: str, head: str) -> None:
     """A tied checkpoint may store the head as well, if it is the embedding."""
-    if not np.array_equal(tensors.read(head), tensors.read(LEAVES["embedding"].tensor)):
+    if not np.array_equal(tensors.read(head), tensors.read(embedding)):
         raise ValueError(
             f"{tensors.where(head)} differs from the embedding, though config.json says tie_word_embeddings; set that "
             "to false to use it"
@@ -269,14 +221,11 @@ def _check_tied(tensors: _Tensors, head: str) -> None:
 
 def _read_leaf(tensors: _Tensors, leaf: Leaf, config: ModelConfig) -> np.ndarray:
     """One leaf in the config's dtype, its layers on axis 0."""
-    stored, used = leaf.axes.split("->")
-    letters, sizes = stored.replace(",", ""), _sizes(config)
-    names = _names(leaf, config)
-    out = np.empty((len(names), *(sizes[letter] for letter in used)), jnp.dtype(config.dtype))
+    names = tensor_names(leaf, config)
+    out = np.empty((len(names), *used_shape(leaf, config)), jnp.dtype(config.dtype))
     for row, name in zip(out, names, strict=True):
-        value = tensors.read(name).reshape([sizes[letter] for letter in letters])
         with np.errstate(over="ignore"):  # what overflows is infinite, and named below
-            np.copyto(row, value.transpose([letters.index(letter) for letter in used]), casting="unsafe")
+            np.copyto(row, from_stored(leaf, config, tensors.read(name)), casting="unsafe")
         if not np.isfinite(row).all():
             raise ValueError(f"{tensors.where(name)} holds NaN or infinity; {_AGAIN}")
     return out if "{}" in leaf.tensor else out[0]

@@ -10,7 +10,7 @@ from rlalign.checks import expect
 from rlalign.models.config import ModelConfig, RopeScaling
 
 
-def inverse_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
+def inverse_frequencies(config: ModelConfig, *, local: bool = False) -> tuple[np.ndarray, float]:
     """The angle that each pair of a head turns by from one position to the next, and the scale of cosine and sine.
 
     Plain, for i in [0, D / 2):
@@ -30,7 +30,8 @@ def inverse_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
         f_i (s_i + (1 - s_i) / factor),  scale = 0.1 log(factor) + 1 unless attention_factor says otherwise
 
     Args:
-      config: head_width (D), rope_theta and rope_scaling are read.
+      config: rotary_width or else head_width (D), rope_theta and rope_scaling are read.
+      local: those of layers with a window, where local_rope_theta says other ones.
 
     Returns:
       f64[D / 2] in radians a position, and the scale (1.0 except for yarn). NumPy, computed in float64.
@@ -45,12 +46,18 @@ def inverse_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
     >>> frequencies.round(6).tolist(), scale
     ([1.0, 0.1], 1.0)
     """
-    plain = config.rope_theta ** (-np.arange(0, config.head_width, 2, dtype=np.float64) / config.head_width)
-    scaling = config.rope_scaling
+    width, theta, scaling = _width(config), config.rope_theta, config.rope_scaling
+    if local and config.local_rope_theta is not None:
+        theta, scaling = config.local_rope_theta, None
+    plain = theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
     if scaling is None:
         return plain, 1.0
     kept = {"linear": _kept_linear, "llama3": _kept_llama3, "yarn": _kept_yarn}[scaling.kind](plain, config, scaling)
     return plain * (kept + (1 - kept) / scaling.factor), _attention_scale(scaling)
+
+
+def _width(config: ModelConfig) -> int:
+    return config.head_width if config.rotary_width is None else config.rotary_width
 
 
 # Each returns f64[D / 2] in [0, 1]: 1 keeps a frequency as it is, 0 divides it by the factor.
@@ -69,7 +76,7 @@ def _kept_llama3(plain: np.ndarray, config: ModelConfig, scaling: RopeScaling) -
 
 def _kept_yarn(plain: np.ndarray, config: ModelConfig, scaling: RopeScaling) -> np.ndarray:
     assert scaling.original_max_positions is not None  # RopeScaling checks it
-    width, log_theta = config.head_width, math.log(config.rope_theta)
+    width, log_theta = _width(config), math.log(config.rope_theta)
     low, high = (
         width * math.log(scaling.original_max_positions / (turns * 2 * math.pi)) / (2 * log_theta)
         for turns in (scaling.beta_fast, scaling.beta_slow)

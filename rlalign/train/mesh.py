@@ -134,17 +134,17 @@ def shard_decoder(decoder: Decoder, mesh: Mesh | None) -> Decoder:
     local = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
     plan = local(attention_plan, in_specs=P(ROWS, None), out_specs=P(ROWS))
 
-    def attention(q, k, v, visible_until, *, plan):
-        def run(q, k, v, visible_until, plan):
-            return forest_attention(q, k, v, visible_until, plan=plan)
+    def attention(q, k, v, visible_until, *, plan, position=None, **options):
+        def run(q, k, v, visible_until, plan, position):
+            return forest_attention(q, k, v, visible_until, plan=plan, position=position, **options)
 
-        specs = (heads, heads, heads, P(ROWS, None), P(ROWS))
-        return local(run, in_specs=specs, out_specs=heads)(q, k, v, visible_until, plan)
+        specs = (heads, heads, heads, P(ROWS, None), P(ROWS), P(ROWS, None))
+        return local(run, in_specs=specs, out_specs=heads)(q, k, v, visible_until, plan, position)
 
     return dataclasses.replace(decoder, attention=attention, plan=plan)
 
 
-def local_logprobs(hidden, head, forest: TokenForest, node, *, mesh: Mesh | None, temperature: float):
+def local_logprobs(hidden, head, forest: TokenForest, node, *, mesh: Mesh | None, temperature: float, softcap=None):
     """token_logprobs with nodes counted inside a part: node i32[S, M, R] -> (logp, entropy) f[S * M, R].
 
     The vocabulary is cut over the tensor axis, as the head's parameters are; four numbers a token cross it.
@@ -155,7 +155,7 @@ def local_logprobs(hidden, head, forest: TokenForest, node, *, mesh: Mesh | None
 
     def run(hidden, head, forest, node):
         flat = node.reshape(-1, response)
-        scored = token_logprobs(hidden, head, forest, flat, temperature=temperature, **axis)
+        scored = token_logprobs(hidden, head, forest, flat, temperature=temperature, softcap=softcap, **axis)
         return tuple(x.reshape(node.shape) for x in scored)
 
     if mesh is not None:

@@ -18,9 +18,9 @@ def batch_loss(decoder: Decoder, algorithm: Algorithm, mesh, params, batch: Batc
     """Loss of one microbatch, fields [S, ...], as a share of the whole batch's."""
     forest = TokenForest(*(x.reshape(-1, x.shape[-1]) for x in batch.packed.forest))
     params = gather_embedding(params, mesh)
-    hidden = decoder.apply(params, forest)
+    how = {"mesh": mesh, "temperature": algorithm.temperature, "softcap": decoder.config.logit_softcap}
     logp, entropy = local_logprobs(
-        hidden, decoder.head(params), forest, batch.packed.node, mesh=mesh, temperature=algorithm.temperature
+        decoder.apply(params, forest), decoder.head(params), forest, batch.packed.node, **how
     )
 
     def flat(x: Any) -> Any:

@@ -288,7 +288,8 @@ def make_scorer(
         forest = TokenForest(*(x.reshape(-1, x.shape[-1]) for x in batch.packed.forest))
         params = gather_embedding(params, mesh)
         hidden, node = model.apply(params, forest), batch.packed.node[0]
-        logp, _ = local_logprobs(hidden, model.head(params), forest, node, mesh=mesh, temperature=temperature)
+        how = {"mesh": mesh, "temperature": temperature, "softcap": model.config.logit_softcap}
+        logp, _ = local_logprobs(hidden, model.head(params), forest, node, **how)
         return logp.reshape(node.shape)
 
     def score(params: Params, packed: Packed) -> np.ndarray:

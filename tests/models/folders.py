@@ -16,7 +16,7 @@ def weights(seed: int, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndar
     for name in sorted(shapes):
         words = np.asarray(stream.random_raw(int(np.prod(shapes[name]))), np.uint64)
         value = ((words >> np.uint64(48)).astype(np.float32) / 2**16 - 0.5) * 0.6
-        out[name] = (value + name.endswith("norm.weight")).astype(np.float32).reshape(shapes[name])
+        out[name] = (value + ("norm" in name and name.endswith("weight"))).astype(np.float32).reshape(shapes[name])
     return out
 
 

@@ -32,6 +32,15 @@ SHAPE = {
 LLAMA = {**SHAPE, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
+GEMMA = {
+    **SHAPE,
+    "head_dim": 16,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "sliding_window": 5,
+    "tie_word_embeddings": True,
+}
+NEOX = {key: value for key, value in SHAPE.items() if key not in ("num_key_value_heads", "rms_norm_eps")}
+NEOX |= {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"], "hidden_act": "gelu"}
 
 # Both spellings of the rotary settings occur: rope_theta with rope_scaling, and rope_parameters.
 CASES = {
@@ -69,6 +78,51 @@ CASES = {
         "use_sliding_window": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
     },
+    "mistral_window": {
+        **SHAPE,
+        "model_type": "mistral",
+        "architectures": ["MistralForCausalLM"],
+        "head_dim": 16,
+        "sliding_window": 5,
+        "rope_theta": 1000.0,
+    },
+    "qwen3_window": {
+        **SHAPE,
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "head_dim": 16,
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "max_window_layers": 1,
+        "rope_theta": 1000000.0,
+    },
+    "gemma2": {
+        **GEMMA,
+        "model_type": "gemma2",
+        "architectures": ["Gemma2ForCausalLM"],
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "rope_theta": 10000.0,
+    },
+    "gemma3": {
+        **GEMMA,
+        "model_type": "gemma3_text",
+        "architectures": ["Gemma3ForCausalLM"],
+        "num_hidden_layers": 4,
+        "sliding_window_pattern": 3,
+        "query_pre_attn_scalar": 16,
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    "gpt_neox": {**NEOX, "rotary_pct": 0.25, "rotary_emb_base": 10000},
+    "gpt_neox_in_turn": {
+        **NEOX,
+        "use_parallel_residual": False,
+        "attention_bias": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0},
+    },
 }
 
 LONG = {**LLAMA, "hidden_size": 512, "rope_theta": 500000.0, "max_position_embeddings": 131072}  # D = 128
@@ -97,6 +151,8 @@ def record(name: str, config: dict, seed: int) -> dict:
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     if config.get("tie_word_embeddings"):
         del shapes["lm_head.weight"]
+    elif config["model_type"] == "gpt_neox":  # in folders the head keeps its first name
+        shapes["embed_out.weight"] = shapes.pop("lm_head.weight")
     with tempfile.TemporaryDirectory() as folder:
         write_folder(Path(folder), config, weights(seed, shapes))
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()

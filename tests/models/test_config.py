@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from rlalign.models.config import ModelConfig, RopeScaling, from_hugging_face
+from rlalign.models.config import ModelConfig, RopeScaling
+from rlalign.models.families import from_hugging_face
 
 GOOD = {
     "vocab_size": 64,
@@ -30,6 +31,13 @@ BAD_CONFIG = {
     "rope_theta": (1.0, r"ModelConfig\.rope_theta=1\.0 must be a finite number > 1, such as 10000\.0"),
     "norm_eps": (0.0, r"ModelConfig\.norm_eps=0\.0 must be a finite number > 0"),
     "rope_scaling": ({"factor": 2}, r"ModelConfig\.rope_scaling=\{'factor': 2\} must be None or a RopeScaling"),
+    "local_rope_theta": (1e4, "full_layers and local_rope_theta go with a window: set window, or drop them"),
+    "rotary_width": (10, r"ModelConfig\.rotary_width=10 is not in 2 \.\.\. head_width=8: .* None for all"),
+    "norm": ("batch", r"ModelConfig\.norm='batch' is not known; choose one of 'rms', 'rms_plus_one', 'layer'"),
+    "activation": ("relu", r"ModelConfig\.activation='relu' is not known; choose one of 'silu', 'gelu', 'gelu_tanh'"),
+    "attention_softcap": (0.0, r"ModelConfig\.attention_softcap=0\.0 must be a finite number > 0"),
+    "window": (0, r"ModelConfig\.window=0 must be a positive int"),
+    "full_layers": ((1,), "full_layers and local_rope_theta go with a window"),
     "remat": ("all", r"ModelConfig\.remat='all' is not known; choose one of 'none', 'full'"),
     "dtype": ("float16", r"ModelConfig\.dtype='float16' is not known; choose one of 'float32', 'bfloat16', 'float64'"),
 }
@@ -76,7 +84,8 @@ def test_configs_are_values():
 
 def hugging_face(family="llama", **changes):
     """A config.json; None as a change stays null, `...` drops the key."""
-    names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma2": "Gemma2"}
+    names |= {"gemma3_text": "Gemma3", "gpt_neox": "GPTNeoX"}
     base = {
         "model_type": family,
         "architectures": [f"{names.get(family, family)}ForCausalLM"],
@@ -96,6 +105,26 @@ def hugging_face(family="llama", **changes):
 
 
 PLAIN = ModelConfig(**GOOD, norm_eps=1e-5)
+
+GEMMA = {
+    "norm": "rms_plus_one",
+    "post_norms": True,
+    "activation": "gelu_tanh",
+    "embedding_scale": 32**0.5,
+    "head_width": 256,
+    "tied_head": True,
+    "max_positions": 8192,
+}
+NEOX = {
+    "norm": "layer",
+    "parallel": True,
+    "activation": "gelu",
+    "gated_mlp": False,
+    "kv_heads": 4,
+    "qkv_bias": True,
+    "output_bias": True,
+    "mlp_bias": True,
+}
 
 READ = {
     "llama": (hugging_face(), {}),
@@ -118,6 +147,82 @@ READ = {
     "torch_dtype": (hugging_face(torch_dtype="torch.bfloat16"), {"dtype": "bfloat16"}),
     "mistral": (hugging_face("mistral"), {}),
     "mistral has no biases to switch on": (hugging_face("mistral", attention_bias=True), {}),
+    "mistral with a window": (hugging_face("mistral", sliding_window=64), {"window": 64}),
+    "mistral's own window": (
+        hugging_face("mistral", sliding_window=..., max_position_embeddings=8192),
+        {"window": 4096, "max_positions": 8192},
+    ),
+    "qwen2 with a window from a layer on": (
+        hugging_face("qwen2", sliding_window=64, use_sliding_window=True, max_window_layers=1),
+        {"qkv_bias": True, "window": 64, "full_layers": (0,)},
+    ),
+    "qwen3 with a window by name": (
+        hugging_face("qwen3", head_dim=8, sliding_window=64, layer_types=["sliding_attention", "full_attention"]),
+        {"qk_norm": True, "window": 64, "full_layers": (1,)},
+    ),
+    "gemma2, what it may leave out": (
+        hugging_face("gemma2", sliding_window=..., max_position_embeddings=..., tie_word_embeddings=..., head_dim=...),
+        {**GEMMA, "window": 4096, "full_layers": (1,), "attention_softcap": 50.0, "logit_softcap": 30.0},
+    ),
+    "gemma2 without caps": (
+        hugging_face("gemma2", attn_logit_softcapping=None, final_logit_softcapping=None, query_pre_attn_scalar=144),
+        {**GEMMA, "max_positions": 128, "tied_head": False, "attention_scale": 1 / 12},
+    ),
+    "gemma3, old style": (
+        hugging_face(
+            "gemma3_text", sliding_window=16, num_hidden_layers=7, rope_scaling={"type": "linear", "factor": 8}
+        ),
+        {
+            **GEMMA,
+            "max_positions": 128,
+            "tied_head": False,
+            "layers": 7,
+            "qk_norm": True,
+            "window": 16,
+            "full_layers": (5,),
+            "rope_theta": 1e6,
+            "local_rope_theta": 1e4,
+            "rope_scaling": RopeScaling("linear", 8, original_max_positions=128),
+        },
+    ),
+    "gemma3, new style": (
+        hugging_face(
+            "gemma3_text",
+            sliding_window=16,
+            layer_types=["full_attention", "sliding_attention"],
+            rope_parameters={
+                "full_attention": {"rope_type": "default", "rope_theta": 5e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+            },
+        ),
+        {
+            **GEMMA,
+            "max_positions": 128,
+            "tied_head": False,
+            "qk_norm": True,
+            "window": 16,
+            "full_layers": (0,),
+            "rope_theta": 5e5,
+            "local_rope_theta": 2e4,
+        },
+    ),
+    "gpt_neox": (
+        hugging_face("gpt_neox", num_key_value_heads=..., hidden_act=..., rotary_emb_base=5000),
+        {**NEOX, "rotary_width": 2, "rope_theta": 5000.0},
+    ),
+    "gpt_neox, the other way": (
+        hugging_face(
+            "gpt_neox",
+            num_key_value_heads=...,
+            hidden_act="gelu_new",
+            rotary_pct=1.0,
+            use_parallel_residual=False,
+            attention_bias=False,
+            layer_norm_eps=1e-3,
+        ),
+        NEOX
+        | {"activation": "gelu_tanh", "parallel": False, "qkv_bias": False, "output_bias": False, "norm_eps": 1e-3},
+    ),
     "mistral with a window that hides nothing": (hugging_face("mistral", sliding_window=128), {}),
     "qwen2": (hugging_face("qwen2"), {"qkv_bias": True}),
     "qwen2 with a window switched off": (
@@ -198,7 +303,10 @@ def test_dtype_argument_wins():
         from_hugging_face(hugging_face(), dtype="int8")
 
 
-READS = "rlalign reads LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM; use a checkpoint"
+READS = (
+    "rlalign reads LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM, "
+    "Gemma3ForCausalLM, GPTNeoXForCausalLM; use a checkpoint"
+)
 
 REFUSED = [
     (hugging_face("gemma3", architectures=...), f"model_type 'gemma3' is not supported; {READS}"),
@@ -217,31 +325,25 @@ REFUSED = [
         hugging_face(quantization_config={"quant_method": "gptq"}),
         r"'quantization_config' \(gptq\): quantized weights cannot be trained; use the unquantized checkpoint",
     ),
-    (hugging_face(hidden_act="gelu"), "hidden_act 'gelu' is not supported; it must be 'silu'"),
+    (hugging_face(hidden_act="relu"), "hidden_act 'relu' is not supported; choose one of silu, swish, gelu, gelu_p"),
     (hugging_face(partial_rotary_factor=0.5), "partial_rotary_factor 0.5 is not supported"),
     (
         hugging_face(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}),
         "partial_rotary_factor 0.5 is not supported",
     ),
     (
-        hugging_face("mistral", sliding_window=64),
-        "sliding_window 64 is in use and shorter than max_position_embeddings 128; .* set max_.* to 64",
-    ),
-    (
-        hugging_face("mistral", sliding_window=..., max_position_embeddings=8192),
-        "sliding_window 4096 is in use",  # what transformers takes when the key is absent
-    ),
-    (
-        hugging_face("qwen2", sliding_window=64, use_sliding_window=True, max_window_layers=1),
-        "sliding_window 64 is in use and shorter",
-    ),
-    (
-        hugging_face("qwen3", sliding_window=64, layer_types=["full_attention", "sliding_attention"]),
-        "sliding_window 64 is in use and shorter",
-    ),
-    (
         hugging_face("qwen3", layer_types=["full_attention", "linear_attention"]),
-        "layer_types has 'linear_attention'; only 'full_attention' is supported",
+        "layer_types has 'linear_attention'; 'full_attention' and 'sliding_attention' are known",
+    ),
+    (hugging_face("qwen3", layer_types=["full_attention"]), "1 layer_types for 2 layers; correct one"),
+    (
+        hugging_face("gemma2", use_bidirectional_attention=True),
+        "use_bidirectional_attention is not supported: a forest's tokens see what is before",
+    ),
+    (hugging_face("gemma2", attention_bias=True), "attention_bias is not supported for Gemma"),
+    (
+        hugging_face("gemma3_text", rope_parameters={"sliding_attention": {"rope_type": "yarn"}}),
+        "rope type 'yarn' of sliding_attention is not supported",
     ),
     (
         hugging_face(rope_scaling={"type": "dynamic", "factor": 2.0}),

@@ -18,7 +18,36 @@ from tests.tiny import QWEN2, QWEN3, Samples, dense_decoder, ragged_groups, rand
 pytestmark = pytest.mark.usefixtures("x64")  # throughout, so that one compiled function serves several tests
 
 ROWS, LENGTH, SAMPLES, RESPONSE, LONGEST = 4, 40, 8, 12, 24
-MODELS = {"qwen2": QWEN2, "qwen3": QWEN3}
+MODELS = {
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "gemma": dataclasses.replace(
+        QWEN3,
+        tied_head=True,
+        norm="rms_plus_one",
+        post_norms=True,
+        activation="gelu_tanh",
+        embedding_scale=4.0,
+        attention_scale=0.3,
+        attention_softcap=2.0,
+        logit_softcap=1.5,
+        window=3,
+        full_layers=(1,),
+        local_rope_theta=100.0,
+    ),
+    "gpt_neox": dataclasses.replace(
+        QWEN2,
+        norm="layer",
+        parallel=True,
+        activation="gelu",
+        gated_mlp=False,
+        rotary_width=2,
+        kv_heads=4,
+        output_bias=True,
+        mlp_bias=True,
+    ),
+    "windows": dataclasses.replace(QWEN2, window=4),
+}
 FORESTS = {
     "ragged groups": ragged_groups(0, [(9, (1, 6, 3)), (5, (12, 2)), (11, (4, 7, 5))]),
     "prompts of one token": ragged_groups(1, [(1, (5, 1, 12, 3)), (1, (2, 8, 4, 1))]),
@@ -41,7 +70,8 @@ def shared_gradient(decoder):
     def run(params, packed, a, b):
         def loss(params):
             hidden = decoder.apply(params, packed.forest)
-            logp, entropy = token_logprobs(hidden, decoder.head(params), packed.forest, packed.node)
+            cap = decoder.config.logit_softcap
+            logp, entropy = token_logprobs(hidden, decoder.head(params), packed.forest, packed.node, softcap=cap)
             return jnp.sum(a.astype(logp.dtype) * logp + b.astype(logp.dtype) * entropy), (logp, entropy)
 
         (_, out), gradient = jax.value_and_grad(loss, has_aux=True)(params)
@@ -58,8 +88,8 @@ def repeated_gradient(config):
     @jax.jit
     def run(params, forest, sample, at, token, mask, a, b):
         def loss(params):
-            hidden = decoder.apply(params, forest)
-            scores = (hidden @ decoder.head(params)).astype(jnp.promote_types(hidden.dtype, jnp.float32))
+            scores = logits(decoder, params, forest)
+            scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
             logp = jax.nn.log_softmax(scores, axis=-1)[sample, at - 1]
             entropy = jnp.where(mask, -jnp.sum(jnp.exp(logp) * logp, axis=-1), 0)
             logp = jnp.where(mask, jnp.take_along_axis(logp, token[..., None], axis=-1)[..., 0], 0)
@@ -99,8 +129,10 @@ def same_params(model, *dtypes):
     return [jax.tree.map(lambda x, d=d: x.astype(d), params) for d in dtypes]
 
 
-@pytest.mark.parametrize("name", FORESTS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(model, name) for model in MODELS for name in FORESTS if model.startswith("qwen") or name != "nothing shared"],
+)
 def test_gradients_equal_those_of_the_repeated_batch(model, name):
     """Of every parameter, for a loss that weights every log-prob and every entropy."""
     samples = FORESTS[name]
@@ -142,19 +174,20 @@ def test_remat_gives_the_same_gradients():
     assert_near(shared_gradient(full)(params, packed, *weights()), expected, 1e-12)
 
 
-def exponentials(remat):
+def exponentials(model, remat):
     """How many are in the traced gradient: attention takes them, forward and backward, and layers do nowhere else."""
-    decoder = Decoder(with_dtype("qwen3", "float64", remat=remat))
+    decoder = Decoder(with_dtype(model, "float64", remat=remat))
     packed, params = pack(FORESTS["three levels"]), random_params(decoder.config)
     traced = jax.make_jaxpr(shared_gradient.__wrapped__(decoder))(params, packed, *weights())
     return sum(e.primitive.name == "exp" for e in equations(traced))
 
 
-def test_remat_never_runs_attention_again(monkeypatch):
-    once = exponentials("none")
-    assert exponentials("full") == once
+@pytest.mark.parametrize("model", ["qwen3", "gemma"])
+def test_remat_never_runs_attention_again(model, monkeypatch):
+    once = exponentials(model, "none")
+    assert exponentials(model, "full") == once
     monkeypatch.setattr(decoder_module, "KEEP_ATTENTION", jax.checkpoint_policies.nothing_saveable)
-    assert exponentials("full") > once  # what it would be
+    assert exponentials(model, "full") > once  # what it would be
 
 
 def test_init_depends_on_the_seed_alone():

@@ -16,7 +16,7 @@ from rlalign.models import load_pretrained, logits
 from rlalign.train.mesh import make_mesh, shardings
 from tests.models.folders import FIXTURES, weights, write_folder
 
-CASES = ("llama_biases", "llama_llama3", "llama_linear", "llama_yarn", "mistral", "qwen2", "qwen3")
+CASES = sorted(path.stem for path in FIXTURES.glob("*.json") if path.stem != "frequencies")
 
 
 def recorded(name):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from rlalign.models.config import from_hugging_face
+from rlalign.models.families import from_hugging_face
 from rlalign.models.rope import inverse_frequencies, rotate
 from tests.models.folders import FIXTURES
 
