@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rlalign.io.data import read_prompts
     from rlalign.io.loop import fit
     from rlalign.logprobs import token_logprobs
-    from rlalign.models import Decoder, ModelConfig, load_pretrained, logits
+    from rlalign.models import Decoder, ModelConfig, load_pretrained, logits, save_pretrained
     from rlalign.rewards import RewardGuard, score
     from rlalign.rollout import SampleConfig, sample
     from rlalign.train import (
@@ -42,6 +42,7 @@ _HOME = {
     "ModelConfig": "rlalign.models",
     "load_pretrained": "rlalign.models",
     "logits": "rlalign.models",
+    "save_pretrained": "rlalign.models",
     # the loop: prompts -> rollout -> reward -> advantage -> pack -> train step
     "read_prompts": "rlalign.io.data",
     "SampleConfig": "rlalign.rollout",

@@ -1,7 +1,8 @@
-"""Models: a config.json as data, one decoder for all of them, weights from Hugging Face folders."""
+"""Models: a config.json as data, one decoder for all of them, weights from and to Hugging Face folders."""
 
 from rlalign.models.config import ModelConfig
 from rlalign.models.decoder import Decoder, logits
+from rlalign.models.export import save_pretrained
 from rlalign.models.pretrained import load_pretrained
 
-__all__ = ["Decoder", "ModelConfig", "load_pretrained", "logits"]
+__all__ = ["Decoder", "ModelConfig", "load_pretrained", "logits", "save_pretrained"]
