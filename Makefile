@@ -27,7 +27,7 @@ kills: $(READY)  ## N runs killed with -9 and compared bit for bit with an unint
 matrix: $(READY)  ## every combination of advantage, ratio, clip, aggregation, KL and importance correction
 	RLALIGN_MATRIX=all $(BIN)/python -m pytest -n auto tests/test_matrix.py
 
-parity: $(PARITY)/.ready  ## TRL's losses and ours on the same numbers; ARGS=--write writes the table of docs/parity.md
+parity: $(PARITY)/.ready  ## TRL's losses and transformers' models beside ours on the same numbers; ARGS=--write writes the table of docs/parity.md
 	$(PARITY)/bin/python -m pytest tests/parity $(ARGS)
 
 CORE_TESTS := tests/advantages tests/losses tests/test_algorithms.py tests/test_forest.py tests/test_logprobs.py tests/kernels/test_logprobs.py tests/test_types.py
