@@ -18,6 +18,7 @@ from rlalign_kernels import attention_plan, forest_attention
 from rlalign_kernels.attention import triton
 from rlalign_kernels.attention.blocks import Tile
 from rlalign_kernels.attention.plan import make_plan
+from rlalign_kernels.attention.shapes import HEADS
 from rlalign_kernels.attention.tiled import Options
 from tests.jaxprs import equations
 from tests.kernels.test_attention import FORESTS, arrays, check, compiled, random_rows, run
@@ -30,7 +31,7 @@ H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platf
 
 @both
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 1), (8, 1), (6, 2)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [*HEADS.values(), (6, 2)])
 def test_equals_the_dense_mask(backend, heads, kv_heads, dtype, x64):
     check("trees", heads, kv_heads, dtype, width=64, backend=backend)
 
