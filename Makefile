@@ -6,8 +6,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(EXTRA)
 PARITY := .venv-parity
 AOT := .venv-aot
+MEASURED := .venv-kernels
+comma := ,
+BESIDE := $(EXTRA)$(if $(filter cuda,$(EXTRA)),$(comma)torch)
 
-.PHONY: quickstart test lint parity matrix coverage mutants aot aot-cuda bench kills constraints clean
+.PHONY: quickstart test lint parity matrix coverage mutants aot aot-cuda bench bench-kernels kills constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)  ## a policy learns sums from rewards in front of you
@@ -50,6 +53,9 @@ bench: $(READY)  ## one JSON line a benchmark
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/rollout.py
 
+bench-kernels: $(MEASURED)/.ready-$(BESIDE)  ## attention beside cuDNN and PyTorch, on EXTRA=cuda or EXTRA=tpu; ARGS="--preset smoke" anywhere
+	$(MEASURED)/bin/python benchmarks/attention.py $(ARGS)
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"Python {sys.version.split()[0]} is too old: use PYTHON=... with 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -67,7 +73,7 @@ $(PARITY)/.ready: pyproject.toml constraints-parity.txt
 	touch $@
 
 # Apart from the others: libtpu prints errors wherever it finds no chip, and CUDA is large.
-$(AOT)/.ready-tpu $(AOT)-cuda/.ready-cuda: pyproject.toml constraints.txt
+$(AOT)/.ready-tpu $(AOT)-cuda/.ready-cuda $(MEASURED)/.ready-$(BESIDE): pyproject.toml constraints.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
 	VIRTUAL_ENV=$(abspath $(@D)) $(@D)/bin/uv pip install --quiet -c constraints.txt -e ".[$(subst .ready-,,$(@F))]"
@@ -80,4 +86,4 @@ constraints: $(READY)  ## resolve the versions anew
 	done
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(AOT) $(AOT)-cuda runs .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(PARITY) $(AOT) $(AOT)-cuda $(MEASURED) runs .pytest_cache .ruff_cache .coverage

@@ -1,26 +1,35 @@
 """The attention kernels compiled for devices that are not there: make aot, make aot-cuda
 
 Forward and backward of forest_attention, by the real compilers (libtpu; ptxas for a described H100). It catches what
-lowering does not: operations that a compiler refuses, and tiles that do not fit into VMEM or shared memory. It says
-nothing about speed. Prints one row a device and shape of a Markdown table, and one JSON line. Each in an environment of
-its own: libtpu prints errors wherever it finds no chip, and CUDA is several GB.
+lowering does not: operations that a compiler refuses, tiles that do not fit into VMEM or shared memory, and registers
+that are spilled. It says nothing about speed. Prints one row a device and shape of a Markdown table, and one JSON line.
+Each in an environment of its own: libtpu prints errors wherever it finds no chip, and CUDA is several GB.
 """
 
 import argparse
+import atexit
 import json
 import os
 import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
 import time
+from pathlib import Path
 
+os.environ["AOT_DUMP"] = tempfile.mkdtemp(prefix="rlalign-aot-")  # where XLA writes what it makes of a GPU's program
+os.environ["XLA_FLAGS"] = f"--xla_dump_to={os.environ['AOT_DUMP']} --xla_dump_hlo_as_text"
 os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 os.environ |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding, use_abstract_mesh
 
-from rlalign_kernels import attention_plan, forest_attention
+from rlalign_kernels import forest_attention
+from rlalign_kernels.attention.blocks import tile_of
 
 # XLA's GpuTargetConfig: the figures of NVIDIA's data sheet and of CUDA's table of compute capability 9.0.
 H100 = """
@@ -54,11 +63,43 @@ SHAPES = (  # tokens of a row, H, K, D, dtype: Qwen2.5 0.5B and 7B, Llama 3 8B, 
     (16384, 16, 16, 96, "bfloat16"),
 )
 KERNELS = ("forward", "dq", "dkv")
+PLATFORMS = {"tpu": "tpu", "triton": "gpu"}
 MIB = 2**20
+DUMP = Path(os.environ["AOT_DUMP"])
+atexit.register(shutil.rmtree, DUMP, ignore_errors=True)
+
+
+def vmem_mib(text: str) -> dict[str, str]:
+    """MiB of VMEM that libtpu set aside for each kernel of a compiled program."""
+    found = {}
+    for line in text.splitlines():
+        name = re.match(r"[^=]*forest_attention_(forward|dq|dkv)[^=]* = .*tpu_custom_call", line)
+        size = re.search(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"', line)
+        if name and size:
+            found[name[1]] = str(round(int(size[1]) / MIB, 2))
+    return found
+
+
+def gpu_resources() -> dict[str, str]:
+    """Registers of a thread, bytes of them spilled and KiB of shared memory of each kernel that XLA dumped."""
+    ptxas = Path(sysconfig.get_path("purelib"), "nvidia/cu13/bin/ptxas")
+    launches = "".join(path.read_text() for path in DUMP.glob("*thunk_sequence.txt"))
+    found = {}
+    for path in DUMP.glob("*.ptx"):
+        name = re.search(r"\.entry forest_attention_(forward|dq|dkv)\(", path.read_text())
+        if name:
+            command = [ptxas, "-v", "-arch=sm_90a", path, "-o", os.devnull]
+            told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+            registers, spilled = (re.search(p, told) for p in (r"Used (\d+) registers", r"(\d+) bytes spill stores"))
+            shared = re.search(rf"forest_attention_{name[1]} .*shared_memory: (\d+) bytes", launches)
+            if not (registers and spilled and shared):
+                raise ValueError(f"no account of {name[1]} in {path} and in what ptxas told: {told}")
+            found[name[1]] = f"{registers[1]} / {spilled[1]} / {round(int(shared[1]) / 1024)}"
+    return found
 
 
 def compiled(device, backend: str, tokens: int, heads: int, kv_heads: int, width: int, dtype: str) -> dict:
-    """Tile, seconds of compilation and, on TPUs, MiB of VMEM of each kernel."""
+    """Tile, seconds of compilation and what each kernel takes of the device."""
     here = SingleDeviceSharding(device)
     tensor = lambda h: jax.ShapeDtypeStruct((1, tokens, h, width), dtype, sharding=here)
     until = jax.ShapeDtypeStruct((1, tokens), jnp.int32, sharding=here)
@@ -67,35 +108,37 @@ def compiled(device, backend: str, tokens: int, heads: int, kv_heads: int, width
         out, pull = jax.vjp(lambda q, k, v: forest_attention(q, k, v, until, backend=backend), q, k, v)
         return out, *pull(grad)
 
+    for path in DUMP.iterdir():
+        path.unlink()
+    described = AbstractDevice(device_kind=device.device_kind, num_cores=None, platform=PLATFORMS[backend])
     start = time.perf_counter()
-    program = jax.jit(both).lower(*map(tensor, (heads, kv_heads, kv_heads, heads)), until).compile()
+    with use_abstract_mesh(AbstractMesh((), (), abstract_device=described)):  # whose row of blocks.py is meant
+        tile = tile_of(backend, tokens, group=heads // kv_heads, width=width, dtype=dtype)
+        lowered = jax.jit(both).lower(*map(tensor, (heads, kv_heads, kv_heads, heads)), until)
+    program = lowered.compile()
     seconds = time.perf_counter() - start
-    text, vmem = program.as_text() or "", {}
+    text = program.as_text() or ""
     missing = [name for name in KERNELS if f"forest_attention_{name}" not in text]
     assert not missing, missing
-    for line in text.splitlines():
-        name = re.match(r"[^=]*forest_attention_(forward|dq|dkv)[^=]* = .*tpu_custom_call", line)
-        size = re.search(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"', line)
-        if name and size:
-            vmem[name[1]] = round(int(size[1]) / MIB, 2)
-    plan = jax.eval_shape(lambda u: attention_plan(u, backend=backend), until)
-    return {"block_q": plan.block_q, "block_k": plan.block_k, "vmem_mib": vmem, "compile_seconds": round(seconds, 1)}
+    resources = gpu_resources() if backend == "triton" else vmem_mib(text)
+    return {"tile": tile._asdict(), "resources": resources, "compile_seconds": round(seconds, 1)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("devices", nargs="+", choices=DEVICES)
     rows = []
-    print("| device | T | H / K | D | dtype | tile | VMEM of forward, dq, dk/dv (MiB) |\n|---|---|---|---|---|---|---|")
+    print("| device | T | H / K | D | dtype | tile | forward, dq, dk/dv |\n|---|---|---|---|---|---|---|")
     for name in parser.parse_args().devices:
         backend, description = DEVICES[name]
         device = topologies.get_topology_desc(**description).devices[0]
         for shape in SHAPES:
             tokens, heads, kv_heads, width, dtype = shape
             row = compiled(device, backend, *shape)
-            vmem = ", ".join(str(row["vmem_mib"].get(kernel, "-")) for kernel in KERNELS)
-            tile = f"{row['block_q']} x {row['block_k']}"
-            print(f"| {name} | {tokens} | {heads} / {kv_heads} | {width} | {dtype} | {tile} | {vmem} |", flush=True)
+            taken = ", ".join(row["resources"].get(kernel, "-") for kernel in KERNELS)
+            tile = f"{row['tile']['block_q']} x {row['tile']['block_k']}"
+            tile = tile if row["tile"]["heads"] == 1 else f"{row['tile']['heads']} x {tile}"
+            print(f"| {name} | {tokens} | {heads} / {kv_heads} | {width} | {dtype} | {tile} | {taken} |", flush=True)
             rows.append({"device": name, "shape": shape, **row})
     print(json.dumps({"benchmark": "aot", "jax": jax.__version__, "rows": rows}))
 

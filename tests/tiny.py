@@ -53,7 +53,7 @@ def dense(q, k, v, visible_until, *, plan, **options):
 
 def dense_decoder(config: ModelConfig) -> Decoder:
     """The decoder without kernel and without tile lists."""
-    return Decoder(config, attention=dense, plan=lambda visible_until: None)
+    return Decoder(config, attention=dense, plan=lambda visible_until, **head: None)
 
 
 class Samples(NamedTuple):

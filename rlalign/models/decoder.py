@@ -170,7 +170,7 @@ class Decoder:
     Args:
       config: shapes and options.
       attention: the attention operation, forest_attention or a form of it that is local to a device.
-      plan: its tile lists from visible_until, made once for all layers.
+      plan: its tile lists from visible_until and the kind of heads, made once for all layers.
 
     >>> config = ModelConfig(vocab_size=11, width=8, layers=1, heads=2, kv_heads=1, head_width=4, mlp_width=16,
     ...                      max_positions=32, tied_head=True)
@@ -182,7 +182,7 @@ class Decoder:
 
     config: ModelConfig
     attention: AttentionFn = forest_attention
-    plan: Callable[[jax.Array], Any] = attention_plan
+    plan: Callable[..., Any] = attention_plan
 
     def init(self, seed: int) -> Params:
         """Random parameters from a seed: normal(0.02) matrices, zero biases, unit norms; layers stacked on axis 0."""
@@ -218,7 +218,9 @@ class Decoder:
 
     def attend(self, forest: TokenForest) -> Attend:
         """Attention within a forest, for `run`; the tile lists are made here, once for all layers."""
-        c, plan = self.config, self.plan(jnp.asarray(forest.visible_until))
+        c = self.config
+        head = {"group": c.heads // c.kv_heads, "width": c.head_width, "dtype": c.dtype}
+        plan = self.plan(jnp.asarray(forest.visible_until), **head)
         everything = {"plan": plan, "scale": c.attention_scale, "softcap": c.attention_softcap}
         windowed = everything | {"window": c.window, "position": jnp.asarray(forest.position)}
 

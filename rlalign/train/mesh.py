@@ -132,7 +132,10 @@ def shard_decoder(decoder: Decoder, mesh: Mesh | None) -> Decoder:
     check_mesh(decoder, mesh)
     heads = P(ROWS, None, "tensor", None)
     local = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
-    plan = local(attention_plan, in_specs=P(ROWS, None), out_specs=P(ROWS))
+
+    def plan(visible_until, **head):
+        run = functools.partial(attention_plan, **head)
+        return local(run, in_specs=P(ROWS, None), out_specs=P(ROWS))(visible_until)
 
     def attention(q, k, v, visible_until, *, plan, position=None, **options):
         def run(q, k, v, visible_until, plan, position):

@@ -10,7 +10,7 @@ import pytest
 
 from rlalign_kernels import attention_plan, forest_attention
 from rlalign_kernels.attention.reference import reference_attention
-from rlalign_kernels.attention.shapes import GROUPS
+from rlalign_kernels.attention.shapes import GROUPS, HEADS, TREES, Branch, group, masked
 from tests.jaxprs import largest_array
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2e-2}
@@ -64,6 +64,7 @@ def random_rows(seed, rows, length, *, branch=0.15, root=0.04):
 FORESTS = {name: tuple(x[None] for x in group_row(GROUPS[name])) for name in ("tiny", "short_prompt", "one_token")}
 FORESTS |= {
     "odd": tuple(x[None] for x in group_row(GROUPS["odd"])),  # 732 tokens: the tiles of long batches
+    **{name: tuple(np.array([x + [0] * 3], np.int32) for x in masked(*trees)) for name, trees in TREES.items()},
     "one_token_row": (np.array([[1]], np.int32), np.array([[0]], np.int32)),
     "small_trees": random_rows(0, 3, 19),
     "trees": random_rows(1, 4, 75),
@@ -137,8 +138,20 @@ def test_oracle_is_attention_over_ancestors(x64):
             np.testing.assert_allclose(got[0, i, head], expected, rtol=0, atol=1e-12)
 
 
+def test_named_shapes_are_the_forests_that_they_name():
+    for shape in (x for x in GROUPS.values() if x.tokens < 1000):
+        until, position = masked(group(shape.prompt, *[shape.response] * shape.samples))
+        for got, expected in zip((until, position), group_row(shape), strict=True):
+            np.testing.assert_array_equal(got, expected[:-3])
+        assert shape.pairs == sum(until) - sum(range(shape.tokens))
+        assert shape.repeated_pairs == shape.samples * sum(range(1, shape.prompt + shape.response + 1))
+    until, position = masked(Branch(2, (Branch(1, (Branch(2), Branch(1))), Branch(1))), Branch(1))
+    assert until == [7, 7, 6, 5, 5, 6, 7, 8]
+    assert position == [0, 1, 2, 3, 4, 3, 2, 0]
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 2), (4, 1)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [*HEADS.values(), (4, 2)])
 def test_equals_the_dense_mask(heads, kv_heads, dtype, x64):
     check("trees", heads, kv_heads, dtype)
 

@@ -10,8 +10,19 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 from jax.sharding import PartitionSpec as P
 
+from rlalign.models import decoder as decoder_module
+from rlalign.models.config import ModelConfig
+from rlalign.models.decoder import Decoder
+from rlalign.types import TokenForest
 from rlalign_kernels import attention_plan, forest_attention
+from rlalign_kernels.attention import triton
+from rlalign_kernels.attention.blocks import Tile
+from rlalign_kernels.attention.plan import make_plan
+from rlalign_kernels.attention.shapes import HEADS
+from rlalign_kernels.attention.tiled import Options
+from tests.jaxprs import equations
 from tests.kernels.test_attention import FORESTS, arrays, check, compiled, random_rows, run
+from tests.tiny import SHAPE
 
 both = pytest.mark.parametrize("backend", ["interpret", "interpret_triton"])
 KERNELS = {"tpu": ("tpu", "@tpu_custom_call"), "triton": ("cuda", "@__gpu$xla.gpu.triton")}
@@ -20,7 +31,7 @@ H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platf
 
 @both
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 1), (8, 1), (6, 2)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [*HEADS.values(), (6, 2)])
 def test_equals_the_dense_mask(backend, heads, kv_heads, dtype, x64):
     check("trees", heads, kv_heads, dtype, width=64, backend=backend)
 
@@ -52,7 +63,10 @@ def test_options_in_bfloat16(backend, x64):
 def test_a_plan_of_another_backend_is_refused(backend):
     until = jnp.asarray(FORESTS["odd"][0])
     inputs = arrays(0, until.shape, 2, 1, 64, "float32")[:3]
-    with pytest.raises(ValueError, match=r"in tiles of 64 x 64, the batch .* and backend 'interpret.*' tiles of"):
+    message = (
+        r"64 x 64, the batch .* and backend '(interpret.*)' tiles of .*: use attention_plan\(.*backend='\1', group=2"
+    )
+    with pytest.raises(ValueError, match=message):
         forest_attention(*inputs, until, backend=backend, plan=attention_plan(until))
 
 
@@ -77,7 +91,7 @@ def test_two_runs_agree_bit_for_bit_and_so_does_a_shared_plan(backend):
     until = jnp.asarray(FORESTS["trees"][0])
     inputs = arrays(0, until.shape, 4, 2, 64, "float32")
     first, again = (run(forest_attention, inputs, until, backend=backend) for _ in range(2))
-    plan = attention_plan(until, backend=backend)
+    plan = attention_plan(until, backend=backend, group=2, width=64, dtype="float32")
     planned = compiled(forest_attention, backend=backend)(*inputs, until, jnp.zeros_like(until), plan=plan)
     for a, b, c in zip(first, again, planned, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -147,6 +161,37 @@ def test_lowers_for_its_device(backend, width, dtype, options):
         assert f"forest_attention_{name}" in text
 
 
+def test_long_tiles_of_a_gpu_start_first_and_few_key_tiles_are_cut():
+    until = jnp.asarray(FORESTS["long_trees"][0])
+    tile = Tile(16, 32, 2, programs=100)
+    plan = make_plan(until, block_q=tile.block_q, block_k=tile.block_k)
+    options = Options("triton", 1.0, None, None, tile)
+    for pairs, first in ((plan.by_query, plan.first), (plan.by_key, plan.first_key)):
+        order = triton._lists(pairs, pairs.key, first, options, plan, None)[3][0]
+        assert sorted(order) == list(range(first.size - 1))
+        work = np.diff(first)[np.asarray(order)]
+        assert work[0] > work[-1]
+        assert (np.diff(work) <= 0).all()
+    assert [triton._parts(options, programs) for programs in (1, 25, 33, 50, 99, 100, 400)] == [128, 4, 4, 2, 2, 1, 1]
+
+
+@both
+@pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.nothing_saveable], ids=["ours", "saves nothing"])
+def test_a_rematerialised_layer_never_runs_its_forward_again(backend, policy, monkeypatch):
+    """Layers are scanned, so a kernel that a layer runs once is traced once."""
+    monkeypatch.setenv("RLALIGN_KERNELS", backend)
+    if policy is not None:
+        monkeypatch.setattr(decoder_module, "KEEP_ATTENTION", policy)
+    decoder = Decoder(ModelConfig(**SHAPE, head_width=64, tied_head=True, remat="full"))
+    until, position = (jnp.asarray(x) for x in FORESTS["small_trees"])
+    forest = TokenForest(jnp.zeros_like(until), position, until, until)  # parents are not looked at
+    loss = lambda params: jnp.sum(decoder.apply(params, forest))
+    traced = jax.make_jaxpr(jax.grad(loss))(jax.eval_shape(decoder.init, 0))
+    kernels = [e.params["name"] for e in equations(traced) if e.primitive.name == "pallas_call"]
+    again = [] if policy is None else ["forest_attention_forward"]
+    assert sorted(kernels) == ["forest_attention_dkv", "forest_attention_dq", "forest_attention_forward", *again]
+
+
 @both
 def test_rows_over_data_and_heads_over_tensor(backend):
     """Each device plans and attends to its own rows, with its own key/value heads."""
@@ -155,7 +200,8 @@ def test_rows_over_data_and_heads_over_tensor(backend):
     mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     local = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
     rows, heads = P("data", None), P("data", None, "tensor", None)
-    plan = local(functools.partial(attention_plan, backend=backend), in_specs=rows, out_specs=P("data"))
+    plan = functools.partial(attention_plan, backend=backend, group=2, width=64, dtype="float32")
+    plan = local(plan, in_specs=rows, out_specs=P("data"))
 
     def attention(q, k, v, until, *, position):
         del position

@@ -1,9 +1,11 @@
 """forest_attention: checks, choice of backend, rows on one axis."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from rlalign_kernels.attention.blocks import blocks
+from rlalign_kernels.attention.blocks import tile_of
 from rlalign_kernels.attention.plan import Plan, make_plan
 from rlalign_kernels.attention.tiled import Options, attention
 from rlalign_kernels.backend import choose
@@ -12,15 +14,18 @@ WIDTHS = (64, 96, 128, 256)  # of a head, that the kernels are tested with
 DTYPES = ("bfloat16", "float32")
 
 
-def attention_plan(visible_until: jax.Array, *, backend: str | None = None) -> Plan:
+def attention_plan(
+    visible_until: jax.Array, *, backend: str | None = None, group: int = 1, width: int = 128, dtype: Any = "bfloat16"
+) -> Plan:
     """Tile lists for forest_attention(..., plan=...): compute them once a batch, use them in every layer.
 
     Args:
       visible_until: i[B, T].
-      backend: that of forest_attention; its tiles have a length of their own.
+      backend: that of forest_attention.
+      group, width, dtype: H // K, D and the dtype of q. Kernels choose their tiles by them; "xla" does not.
     """
-    block_q, block_k = blocks(choose(backend), visible_until.shape[1])
-    return make_plan(visible_until, block_q=block_q, block_k=block_k)
+    tile = tile_of(choose(backend), visible_until.shape[1], group=group, width=width, dtype=dtype)
+    return make_plan(visible_until, block_q=tile.block_q, block_k=tile.block_k)
 
 
 def _check(q, k, v, visible_until, backend, position, window) -> None:
@@ -83,7 +88,8 @@ def forest_attention(
       position: i[B, T], needed with window only.
       window: also require position[i] - position[j] < window (exact in a forest: the difference is path distance).
       softcap: scores become softcap * tanh(score / softcap).
-      plan: attention_plan(visible_until, backend=backend), to share it between layers; the mask is taken from it.
+      plan: attention_plan(visible_until, ...) for this backend and these heads, to share it between layers; the mask is
+        taken from it.
 
     Returns:
       f[B, T, H, D] in q's dtype; exactly 0, with zero gradient, for queries that see no key. What padding holds, NaN
@@ -96,15 +102,19 @@ def forest_attention(
     backend = choose(backend)
     _check(q, k, v, visible_until, backend, position, window)
     batch, length, heads, width = q.shape
-    plan = attention_plan(visible_until, backend=backend) if plan is None else plan
-    tile = blocks(backend, length)
-    if (plan.block_q, plan.block_k) != tile or plan.visible_until.size != -(-batch * length // max(tile)) * max(tile):
+    head = {"backend": backend, "group": heads // k.shape[2], "width": width, "dtype": q.dtype.name}
+    plan = attention_plan(visible_until, **head) if plan is None else plan
+    tile = tile_of(length=length, **head)
+    block = max(tile.block_q, tile.block_k)
+    tiles, tokens = (tile.block_q, tile.block_k), -(-batch * length // block) * block
+    if (plan.block_q, plan.block_k) != tiles or plan.visible_until.size != tokens:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in head.items())
         raise ValueError(
             f"the plan is for {plan.visible_until.size} tokens in tiles of {plan.block_q} x {plan.block_k}, the batch "
-            f"has {batch * length} tokens and backend {backend!r} tiles of {tile[0]} x {tile[1]}: use "
-            f"attention_plan(visible_until, backend={backend!r}) of this batch"
+            f"has {batch * length} tokens and backend {backend!r} tiles of {tile.block_q} x {tile.block_k}: use "
+            f"attention_plan(visible_until, {arguments}) of this batch"
         )
-    options = Options(backend, width**-0.5 if scale is None else float(scale), window, softcap)
+    options = Options(backend, width**-0.5 if scale is None else float(scale), window, softcap, tile)
 
     # A token of a forest sees itself; what does not is padding.
     live = (visible_until > jnp.arange(length, dtype=visible_until.dtype)[None])[:, :, None, None]

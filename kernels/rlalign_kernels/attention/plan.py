@@ -91,7 +91,9 @@ def _pairs(ranges: list[tuple[int, int]]) -> tuple[jax.Array, jax.Array]:
     """(tile, other tile) i32[S] of ranges of the other tile."""
     size = [high - low for low, high in ranges]
     low, start = (jnp.array(x, jnp.int32) for x in ([low for low, _ in ranges], [0, *itertools.accumulate(size)][:-1]))
-    tile = jnp.repeat(jnp.arange(len(size), dtype=jnp.int32), jnp.array(size), total_repeat_length=sum(size))
+    # Behind a barrier, or XLA spends seconds folding what the device computes in microseconds.
+    counts = jax.lax.optimization_barrier(jnp.array(size))
+    tile = jnp.repeat(jnp.arange(len(size), dtype=jnp.int32), counts, total_repeat_length=sum(size))
     return tile, jnp.arange(sum(size), dtype=jnp.int32) - start[tile] + low[tile]
 
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from rlalign_kernels.attention.blocks import Tile
 from rlalign_kernels.attention.plan import Plan
 from rlalign_kernels.backend import load
 
@@ -31,15 +32,22 @@ class Options(NamedTuple):
     scale: float
     window: int | None
     softcap: float | None
+    tile: Tile
+
+
+# A function of its own, because jax 0.10 keeps a kernel whose results nobody reads: a rematerialised layer's.
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(options: Options, q, k, v, plan: Plan, position):
+    return load("attention", options.backend, "forward")(options, q, k, v, plan, position)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(options: Options, q, k, v, plan: Plan, position):
-    return load("attention", options.backend, "forward")(options, q, k, v, plan, position)[0]
+    return _forward(options, q, k, v, plan, position)[0]
 
 
 def _attention_fwd(options, q, k, v, plan, position):
-    out, lse = load("attention", options.backend, "forward")(options, q, k, v, plan, position)
+    out, lse = _forward(options, q, k, v, plan, position)
     # Named, so that a remat policy can keep them and never run the attention again.
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
     return out, (q, k, v, plan, position, out, lse)
@@ -65,7 +73,7 @@ def attention(q, k, v, plan: Plan, position, options: Options) -> jax.Array:
     Args:
       q: f[n, H, D].  k, v: f[n, K, D].  position: i32[n] or None.
       plan: tile lists for n padded to whole tiles.
-      options: the backend and the static parts of the score.
+      options: the backend, its tile and the static parts of the score.
 
     Returns:
       f[n, H, D].
