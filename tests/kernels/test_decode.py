@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, use_abstract_mesh
 
+from rlalign.models.decoder import Decoder
+from rlalign.train.mesh import make_mesh, shard_decoder
 from rlalign_kernels import decode_attention
 from rlalign_kernels.attention.reference import reference_attention
 from rlalign_kernels.decode.reference import reference_decode
 from tests.kernels.test_attention import TOLERANCE
 from tests.kernels.test_pallas import H100, KERNELS
+from tests.tiny import QWEN3
 
 every = pytest.mark.parametrize("backend", ["xla", "interpret", "interpret_triton"])
 both = pytest.mark.parametrize("backend", ["interpret", "interpret_triton"])
@@ -57,16 +60,18 @@ def test_oracle_is_a_row_of_forest_attention(x64):
     length, step = (3, 5), 2
     options = {"scale": 0.7, "softcap": 3.0}
     got = compiled(reference_decode, **options)(q, prefix, suffix, LAYER, jnp.asarray(length), step)
+    whole = compiled(reference_attention, **options)
+    q, prefix, suffix = jax.tree.map(np.asarray, (q, prefix, suffix))
     for b, n in enumerate(length):
         for g in range(2):
             k, v = (
-                jnp.concatenate([before[LAYER, b, :, :n], since[LAYER, b, :, g, : step + 1]], axis=1).swapaxes(0, 1)
+                np.concatenate([before[LAYER, b, :, :n], since[LAYER, b, :, g, : step + 1]], axis=1).swapaxes(0, 1)
                 for before, since in zip(prefix, suffix, strict=True)
             )
-            row = jnp.zeros((1, len(k), 4, 8)).at[0, -1].set(q[b, g])
-            until = jnp.full((1, len(k)), len(k))
-            whole = reference_attention(row, k[None], v[None], until, **options)
-            np.testing.assert_allclose(got[b, g], whole[0, -1], rtol=0, atol=1e-12)
+            row = np.zeros((1, len(k), 4, 8))
+            row[0, -1] = q[b, g]
+            expected = whole(row, k[None], v[None], np.full((1, len(k)), len(k)))[0, -1]
+            np.testing.assert_allclose(got[b, g], expected, rtol=0, atol=1e-12)
 
 
 # Three ragged prompts of 37 columns, pasts of 21: neither is whole tiles; step 0, some step, the last one.
@@ -152,6 +157,17 @@ def test_the_environment_chooses_a_backend(monkeypatch):
     monkeypatch.setenv("RLALIGN_KERNELS", "cudnn")
     with pytest.raises(ValueError, match="unknown kernel backend 'cudnn': choose one of xla, tpu, triton, "):
         program()
+
+
+@both
+def test_caches_stay_on_their_device(backend, monkeypatch):
+    """Prompts over data and fsdp, key/value heads over tensor: as the sampler calls it under a mesh."""
+    monkeypatch.setenv("RLALIGN_KERNELS", backend)
+    decode = shard_decoder(Decoder(QWEN3), make_mesh(data=2, fsdp=2, tensor=2)).decode
+    inputs, length = arrays(4, 2, 4, 2, 64, 19, 3, "float32"), jnp.array([18, 1, 19, 7])
+    got = jax.jit(decode)(*inputs, jnp.int32(LAYER), length, jnp.int32(1))
+    expected = reference_decode(*inputs, LAYER, length, 1)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("backend", KERNELS)

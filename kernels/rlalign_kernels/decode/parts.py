@@ -5,8 +5,8 @@ A form is one function of queries that share their keys, and of keys that stay w
     partial(options, q f[X, M, D], k, v f[L, X, S, D], layer i32[1], limit i32[n]) -> out f32[X, M, D], lse f32[X, M]
 
 attention over the first limit[x // (X // n)] keys of [layer, x], and the log of the sum of its exponentials. Without
-keys (limit 0) out is 0 and lse is MASKED, which gives the part no weight. What lies behind a limit changes nothing; whole
-tiles behind it are not read. The layer is data: slicing a layer out for a kernel would copy it, every step.
+keys (limit 0) out is 0 and lse is MASKED, which gives the part no weight. What lies behind a limit changes nothing, and
+whole tiles behind it are not read. The layer is data: slicing a layer out for a kernel would copy it, every step.
 """
 
 from typing import NamedTuple
