@@ -2,10 +2,12 @@
 
 forest_attention(q, k, v, visible_until, ...)            the one attention operation of the library
 attention_plan(visible_until)                            its tile lists, computed once and shared by all layers
+decode_attention(q, prefix, suffix, layer, length, step) that of the sampler: one token a sample, over caches
 target_logprobs(hidden, head, parent, target, live)      log-probs and entropies without logits
 """
 
 from rlalign_kernels.attention.api import attention_plan, forest_attention
+from rlalign_kernels.decode.api import decode_attention
 from rlalign_kernels.logprobs.api import target_logprobs
 
-__all__ = ["attention_plan", "forest_attention", "target_logprobs"]
+__all__ = ["attention_plan", "decode_attention", "forest_attention", "target_logprobs"]

@@ -12,6 +12,8 @@ BACKENDS = {  # module of an operation's folder, whether Pallas' interpreter run
     "interpret": ("tpu", True),
     "interpret_triton": ("triton", True),
 }
+WIDTHS = (64, 96, 128, 256)  # of a head, that the Pallas kernels are tested with
+DTYPES = ("bfloat16", "float32")
 
 
 def choose(name: str | None) -> str:
@@ -25,6 +27,19 @@ def choose(name: str | None) -> str:
     if name not in BACKENDS:
         raise ValueError(f"unknown kernel backend {name!r}: choose one of {', '.join(BACKENDS)}")
     return name
+
+
+def check_heads(backend: str, width: int, dtype) -> None:
+    """Refuse heads that a Pallas kernel is not tested with.
+
+    Raises:
+      ValueError: `backend` is a Pallas kernel and takes no heads of this width or type.
+    """
+    if backend != "xla" and (width not in WIDTHS or dtype.name not in DTYPES):
+        raise ValueError(
+            f"the kernels of backend {backend!r} take heads of width {', '.join(map(str, WIDTHS))} in "
+            f"{' or '.join(DTYPES)}; got width {width} in {dtype}: use backend='xla'"
+        )
 
 
 def load(operation: str, backend: str, function: str) -> Callable:

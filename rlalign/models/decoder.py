@@ -21,7 +21,7 @@ from rlalign.checks import expect
 from rlalign.models.config import ModelConfig
 from rlalign.models.rope import inverse_frequencies, rotate
 from rlalign.types import Params, TokenForest
-from rlalign_kernels import attention_plan, forest_attention
+from rlalign_kernels import attention_plan, decode_attention, forest_attention
 
 Attend = Callable[[Any, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 AttentionFn = Callable[..., jax.Array]
@@ -171,6 +171,7 @@ class Decoder:
       config: shapes and options.
       attention: the attention operation, forest_attention or a form of it that is local to a device.
       plan: its tile lists from visible_until and the kind of heads, made once for all layers.
+      decode: attention of the sampler, decode_attention or a form of it that is local to a device.
 
     >>> config = ModelConfig(vocab_size=11, width=8, layers=1, heads=2, kv_heads=1, head_width=4, mlp_width=16,
     ...                      max_positions=32, tied_head=True)
@@ -183,6 +184,7 @@ class Decoder:
     config: ModelConfig
     attention: AttentionFn = forest_attention
     plan: Callable[..., Any] = attention_plan
+    decode: AttentionFn = decode_attention
 
     def init(self, seed: int) -> Params:
         """Random parameters from a seed: normal(0.02) matrices, zero biases, unit norms; layers stacked on axis 0."""

@@ -3,8 +3,8 @@
     prefix  [L, B, K, P, D]      written by the prefill, never again
     suffix  [L, B, K, G, R, D]   one column a decoding step
 
-A decoding step multiplies the prefix once by the G * H / K queries of a key/value head: a matrix product in place of G
-matrix-vector products.
+A decoding step reads the prefix once for the G * H / K queries of a key/value head (rlalign_kernels.decode_attention):
+a matrix product in place of G matrix-vector products. Of the suffix it reads what is filled.
 """
 
 from typing import NamedTuple
@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlalign.models.config import ModelConfig
-from rlalign.models.decoder import Attend
-
-MASKED = -1e30
+from rlalign.models.decoder import Attend, AttentionFn
 
 
 class Prefix(NamedTuple):
@@ -50,10 +48,6 @@ def _write(cache: jax.Array, layer, value: jax.Array, at: tuple = ()) -> jax.Arr
     return jax.lax.dynamic_update_slice(cache, value[None].astype(cache.dtype), start)
 
 
-def _layer(cache: jax.Array, layer) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(cache, layer, 0, keepdims=False)
-
-
 def attend_prefill(attend: Attend) -> Attend:
     """`attend` over the prompts' forest, and a record of its keys and values."""
 
@@ -65,41 +59,20 @@ def attend_prefill(attend: Attend) -> Attend:
     return run
 
 
-def attend_decode(prefix: Prefix, length: jax.Array, step: jax.Array) -> Attend:
+def attend_decode(attention: AttentionFn, prefix: Prefix, length: jax.Array, step: jax.Array) -> Attend:
     """Attention of the newest token of every sample, q f[B, G, H, D], over its prompt and its own past.
 
     Args:
+      attention: decode_attention, or a form of it that is local to a device.
       prefix: the prompts' keys and values.
       length: i32[B], tokens of each prompt.
       step: i32[], how many tokens of the suffix are already there; this one becomes column `step`.
     """
-    in_prefix = jnp.arange(prefix.k.shape[3])[None, :] < length[:, None]
 
     def run(layer, q, k, v, cache: Suffix):
-        batch, samples, heads, width = q.shape
-        kv_heads, past = k.shape[2], cache.k.shape[4]
         column = (step, jnp.int32(0))
         k, v = (x.swapaxes(1, 2)[:, :, :, None] for x in (k, v))
         cache = Suffix(_write(cache.k, layer, k, column), _write(cache.v, layer, v, column))
-        q = q.reshape(batch, samples, kv_heads, heads // kv_heads, width).swapaxes(1, 2)
-        packed = q.reshape(batch, kv_heads, -1, width)
-        wide = jnp.promote_types(q.dtype, jnp.float32)
-
-        def dot(spec, x, y):
-            return jnp.einsum(spec, x, y, preferred_element_type=wide)
-
-        before = dot("bkxd,bkpd->bkxp", packed, _layer(prefix.k, layer)) * width**-0.5
-        before = jnp.where(in_prefix[:, None, None, :], before, MASKED)
-        since = dot("bkgrd,bkgtd->bkgrt", q, _layer(cache.k, layer)) * width**-0.5
-        since = jnp.where(jnp.arange(past)[None, None, None, None, :] <= step, since, MASKED)
-        before = before.reshape(*q.shape[:-1], -1)
-        top = jnp.maximum(jnp.max(before, axis=-1), jnp.max(since, axis=-1))[..., None]
-        before, since = jnp.exp(before - top), jnp.exp(since - top)
-        total = jnp.sum(before, axis=-1) + jnp.sum(since, axis=-1)
-        weight = before.reshape(batch, kv_heads, -1, before.shape[-1]).astype(q.dtype)
-        out = dot("bkxp,bkpd->bkxd", weight, _layer(prefix.v, layer)).reshape(q.shape)
-        out = out + dot("bkgrt,bkgtd->bkgrd", since.astype(q.dtype), _layer(cache.v, layer))
-        out = (out / total[..., None]).astype(q.dtype)
-        return out.swapaxes(1, 2).reshape(batch, samples, heads, width), cache
+        return attention(q, prefix, cache, layer, length, step), cache
 
     return run

@@ -136,14 +136,15 @@ def _generate(decoder, config, mesh, params, token, length, real, ids, seed, ste
         newest = state.step - 1
         previous = jax.lax.dynamic_index_in_dim(state.token, newest, axis=2, keepdims=False)
         position = jnp.broadcast_to((length + newest)[:, None], previous.shape)
-        attend = attend_decode(prefix, length, newest)
+        attend = attend_decode(decoder.decode, prefix, length, newest)
         hidden, suffix = decoder.run(params, previous, position, attend, state.suffix)
         return _choose(config, score(hidden), keys, state._replace(suffix=suffix))
 
     def unfinished(state: _Progress):
         return (state.step < size) & jnp.any(state.alive)
 
-    return jax.lax.while_loop(unfinished, decode, _choose(config, first, keys, state))
+    done = jax.lax.while_loop(unfinished, decode, _choose(config, first, keys, state))
+    return done._replace(suffix=None)  # nobody reads the cache again
 
 
 def _check_prompts(prompts: Sequence, vocab: int) -> list[np.ndarray]:
@@ -218,7 +219,7 @@ def sample(
     if mesh is not None:
         arrays = tuple(jax.device_put(x, NamedSharding(mesh, P(ROWS))) for x in arrays)
     done = _generate(shard_decoder(decoder, mesh), config, mesh, params, *arrays, seed, step)
-    return _collect(jax.device_get(done._replace(suffix=None)), len(tokens), config)
+    return _collect(jax.device_get(done), len(tokens), config)
 
 
 def _collect(done: _Progress, prompts: int, config: SampleConfig) -> Rollouts:

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from rlalign.logprobs import token_logprobs
 from rlalign.models.decoder import Decoder
 from rlalign.types import Params, TokenForest
-from rlalign_kernels import attention_plan, forest_attention
+from rlalign_kernels import attention_plan, decode_attention, forest_attention
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -144,7 +144,10 @@ def shard_decoder(decoder: Decoder, mesh: Mesh | None) -> Decoder:
         specs = (heads, heads, heads, P(ROWS, None), P(ROWS), P(ROWS, None))
         return local(run, in_specs=specs, out_specs=heads)(q, k, v, visible_until, plan, position)
 
-    return dataclasses.replace(decoder, attention=attention, plan=plan)
+    prefix, suffix = P(None, ROWS, "tensor", None, None), P(None, ROWS, "tensor", None, None, None)
+    specs = (heads, prefix, suffix, P(), P(ROWS), P())
+    decode = local(decode_attention, in_specs=specs, out_specs=heads)
+    return dataclasses.replace(decoder, attention=attention, plan=plan, decode=decode)
 
 
 def local_logprobs(hidden, head, forest: TokenForest, node, *, mesh: Mesh | None, temperature: float, softcap=None):

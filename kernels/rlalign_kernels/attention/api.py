@@ -8,10 +8,7 @@ import jax.numpy as jnp
 from rlalign_kernels.attention.blocks import tile_of
 from rlalign_kernels.attention.plan import Plan, make_plan
 from rlalign_kernels.attention.tiled import Options, attention
-from rlalign_kernels.backend import choose
-
-WIDTHS = (64, 96, 128, 256)  # of a head, that the kernels are tested with
-DTYPES = ("bfloat16", "float32")
+from rlalign_kernels.backend import check_heads, choose
 
 
 def attention_plan(
@@ -42,11 +39,7 @@ def _check(q, k, v, visible_until, backend, position, window) -> None:
         raise ValueError(
             f"visible_until must be int[{batch}, {length}]; got {visible_until.dtype}{visible_until.shape}"
         )
-    if backend != "xla" and (width not in WIDTHS or q.dtype.name not in DTYPES):
-        raise ValueError(
-            f"the kernels of backend {backend!r} take heads of width {', '.join(map(str, WIDTHS))} in "
-            f"{' or '.join(DTYPES)}; got width {width} in {q.dtype}: use backend='xla'"
-        )
+    check_heads(backend, width, q.dtype)
     if backend == "triton" and width > 128 and q.dtype == jnp.float32:
         raise ValueError(
             f"float32 heads of width {width} do not fit into a GPU's shared memory: use bfloat16, or backend='xla'"

@@ -1,0 +1,66 @@
+"""What the forms of decode attention share: the meaning of a part, tile lengths, and how parts are joined.
+
+A form is one function of queries that share their keys, and of keys that stay where they are, stacked over layers:
+
+    partial(options, q f[X, M, D], k, v f[L, X, S, D], layer i32[1], limit i32[n]) -> out f32[X, M, D], lse f32[X, M]
+
+attention over the first limit[x // (X // n)] keys of [layer, x], and the log of the sum of its exponentials. Without
+keys (limit 0) out is 0 and lse is MASKED, which gives the part no weight. What lies behind a limit changes nothing, and
+whole tiles behind it are not read. The layer is data: slicing a layer out for a kernel would copy it, every step.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Keys of a tile, by backend. Each row says where it comes from.
+BLOCKS = {
+    # A loop step on an accelerator costs more than a few columns that nobody reads; not measured there yet. Two AMD
+    # EPYC cores, jax 0.10.2, bfloat16: as fast as all columns at once; 64 and 256 are slower.
+    "xla": 512,
+    # The same cores, float32: the fastest of 16 to 512, 1.1 to 4 times as fast as all columns at once.
+    "cpu": 64,
+    # Not measured on hardware yet: enough bytes to hide a grid step, little enough that a half-filled tile is cheap.
+    "tpu": 512,
+    "triton": 64,
+    "interpret": 16,  # small, so that a test has many tiles
+    "interpret_triton": 16,
+}
+
+
+def keys_of_a_tile(backend: str, dtype) -> int:
+    """How many keys a form reads at once; a power of two."""
+    small = backend == "xla" and jax.default_backend() == "cpu" and dtype.itemsize >= 4
+    return BLOCKS["cpu" if small else backend]
+
+
+def tiles(limit: jax.Array, block: int) -> jax.Array:
+    """i32, how many tiles hold a key below limit."""
+    return jax.lax.div(limit + jnp.int32(block - 1), jnp.int32(block))
+
+
+class Options(NamedTuple):
+    """What is static in a call."""
+
+    scale: float
+    softcap: float | None
+    block: int
+
+
+def join(out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Attention over all keys, and its lse, from attention over parts of them.
+
+        o = sum_p exp(lse_p - lse) o_p   with   lse = log sum_p exp(lse_p)
+
+    Args:
+      out: f[parts, ..., D], each part's result.
+      lse: f[parts, ...], each part's log-sum-exp.
+
+    Returns:
+      (f[..., D], f[...]).
+    """
+    top = jnp.max(lse, axis=0)
+    weight = jnp.exp(lse - top[None])
+    total = jnp.sum(weight, axis=0)
+    return jnp.sum(weight[..., None] * out, axis=0) / total[..., None], top + jnp.log(total)
