@@ -23,7 +23,8 @@ def attention_plan(visible_until: jax.Array, *, backend: str | None = None) -> P
     return make_plan(visible_until, block_q=block_q, block_k=block_k)
 
 
-def _check(q, k, v, visible_until, backend, position, window) -> None:
+def check(q, k, v, visible_until, backend, position, window) -> None:
+    """Refuse arguments of forest_attention that do not fit."""
     if q.ndim != 4 or k.ndim != 4 or v.shape != k.shape:
         raise ValueError(f"q must be [B, T, H, D], k and v [B, T, K, D]; got q {q.shape}, k {k.shape}, v {v.shape}")
     batch, length, heads, width = q.shape
@@ -94,7 +95,7 @@ def forest_attention(
       ValueError: shapes, dtypes or options that do not fit, with their values.
     """
     backend = choose(backend)
-    _check(q, k, v, visible_until, backend, position, window)
+    check(q, k, v, visible_until, backend, position, window)
     batch, length, heads, width = q.shape
     plan = attention_plan(visible_until, backend=backend) if plan is None else plan
     tile = blocks(backend, length)
