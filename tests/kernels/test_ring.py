@@ -72,6 +72,17 @@ def test_options_equal_the_dense_mask(x64):
     check(4, "float64", scale=-1.5, softcap=2.0)
 
 
+def test_what_is_no_forest_is_finite_too(x64):
+    """All queries see the first key, and no other: those that do not see themselves count as padding."""
+    until = np.zeros_like(UNTIL)
+    until[:, 0] = 148
+    inputs = arrays(0, UNTIL.shape, 4, 2, 8, "float32")
+    out, *gradients = run(ring(4), inputs, until)
+    np.testing.assert_allclose(out[:, 0], jnp.repeat(inputs[2][:, 0], 2, axis=1), rtol=1e-6)
+    assert not np.any(out[:, 1:])
+    assert all(np.isfinite(x).all() for x in gradients)
+
+
 @pytest.mark.parametrize("backend", ["interpret", "interpret_triton"])
 def test_kernels_equal_the_dense_mask(backend, x64):
     check(4, "float32", until=UNTIL[[0, 3], :100], width=64, backend=backend)
