@@ -74,7 +74,7 @@ def test_options_equal_the_dense_mask(x64):
 
 def test_what_is_no_forest_is_finite_too(x64):
     """All queries see the first key, and no other: those that do not see themselves count as padding."""
-    until = np.zeros_like(UNTIL)
+    until = np.ones_like(UNTIL)
     until[:, 0] = 148
     inputs = arrays(0, UNTIL.shape, 4, 2, 8, "float32")
     out, *gradients = run(ring(4), inputs, until)

@@ -198,8 +198,8 @@ def ring_attention(
     size S (pad rows with visible_until 0). A device keeps T / S tokens and two visiting slices of keys and values at a
     time; each step but the last sends a slice on. A slice that no query here sees costs no tile.
 
-    Later slices have more keys before them: of causal rows, devices wait for the last one so that S / (2 S - 1) of
-    their time is used.
+    Later slices have more keys before them, and other devices wait for theirs: of a causal row all are busy
+    S / (2 S - 1) of the time. benchmarks/ring.py counts tiles of other forests.
 
     Args:
       q: f[B, T / S, H, D], this device's slice.
