@@ -45,6 +45,7 @@ mutants: $(READY)  ## how many of 150 wrong versions of the core a quick subset 
 
 aot: $(AOT)/.ready-tpu  ## the attention kernels by the compiler of TPUs that are not there; the table of kernels/README.md
 	$(AOT)/bin/python benchmarks/aot.py v5e v5p v6e
+	$(AOT)/bin/python benchmarks/ring.py --topology v5e:2x2
 
 aot-cuda: $(AOT)-cuda/.ready-cuda  ## and by that of an H100; installs 5 GB
 	$(AOT)-cuda/bin/python benchmarks/aot.py h100

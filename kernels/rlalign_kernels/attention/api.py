@@ -25,7 +25,8 @@ def attention_plan(
     return make_plan(visible_until, block_q=tile.block_q, block_k=tile.block_k)
 
 
-def _check(q, k, v, visible_until, backend, position, window) -> None:
+def check(q, k, v, visible_until, backend, position, window) -> None:
+    """Refuse arguments of forest_attention that do not fit."""
     if q.ndim != 4 or k.ndim != 4 or v.shape != k.shape:
         raise ValueError(f"q must be [B, T, H, D], k and v [B, T, K, D]; got q {q.shape}, k {k.shape}, v {v.shape}")
     batch, length, heads, width = q.shape
@@ -93,7 +94,7 @@ def forest_attention(
       ValueError: shapes, dtypes or options that do not fit, with their values.
     """
     backend = choose(backend)
-    _check(q, k, v, visible_until, backend, position, window)
+    check(q, k, v, visible_until, backend, position, window)
     batch, length, heads, width = q.shape
     head = {"backend": backend, "group": heads // k.shape[2], "width": width, "dtype": q.dtype.name}
     plan = attention_plan(visible_until, **head) if plan is None else plan

@@ -9,6 +9,9 @@ the shortest reach passes i's last query:
 
 The live pairs are listed twice: by query tile, for the output and dq, and by key tile, for dk and dv. The lists are
 data: their length is the number of pairs that rows of this length can have, so nothing recompiles from batch to batch.
+
+In a ring (ring.py) keys can be an earlier slice of the rows: all of them lie before every query, visible_until counts
+in the queries' columns, rows are whole tiles, and the conditions on the left fall away (causal=False).
 """
 
 import bisect
@@ -71,11 +74,12 @@ def flatten_rows(visible_until: jax.Array, padded: int) -> jax.Array:
     return jnp.pad(flat, (0, padded - flat.size))
 
 
-def possible_keys(rows: int, length: int, block_q: int, block_k: int) -> list[tuple[int, int]]:
-    """For every query tile, (first, last + 1) of the key tiles that share a row with it and are not behind it."""
+def possible_keys(rows: int, length: int, block_q: int, block_k: int, *, causal: bool = True) -> list[tuple[int, int]]:
+    """For every query tile, (first, last + 1) of the key tiles that share its row and, if causal, are not behind it."""
+    last = lambda start: start + block_q - 1 if causal else (start // length + 1) * length - 1
     padded = -(-rows * length // max(block_q, block_k)) * max(block_q, block_k)
     return [
-        (min(start // length, rows - 1) * length // block_k, (start + block_q - 1) // block_k + 1)
+        (min(start // length, rows - 1) * length // block_k, last(start) // block_k + 1)
         for start in range(0, padded, block_q)
     ]
 
@@ -109,7 +113,7 @@ def _starts(tile, live, tiles: int) -> jax.Array:
     return jnp.pad(jnp.cumsum(per_tile, dtype=jnp.int32), (1, 0))
 
 
-def make_plan(visible_until: jax.Array, *, block_q: int, block_k: int) -> Plan:
+def make_plan(visible_until: jax.Array, *, block_q: int, block_k: int, causal: bool = True) -> Plan:
     """Tile lists of visible_until i[B, T]; see the module's formula. One block length divides the other."""
     rows, length = visible_until.shape
     block = max(block_q, block_k)
@@ -119,10 +123,12 @@ def make_plan(visible_until: jax.Array, *, block_q: int, block_k: int) -> Plan:
 
     def judged(query, key):
         live = furthest[key] > query * block_q
-        full = ((key + 1) * block_k <= query * block_q) & (shortest[key] >= (query + 1) * block_q)
+        full = shortest[key] >= (query + 1) * block_q
+        if causal:
+            full &= (key + 1) * block_k <= query * block_q
         return live, _kept(query, key, live, full)
 
-    ranges = possible_keys(rows, length, block_q, block_k)
+    ranges = possible_keys(rows, length, block_q, block_k, causal=causal)
     query, key = _pairs(ranges)
     live, by_query = judged(query, key)
     key, query_of_key = _pairs(_turned(ranges))

@@ -14,6 +14,7 @@ A query tile that no live pair reaches may be left unwritten: nothing reads it h
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ class Options(NamedTuple):
     window: int | None
     softcap: float | None
     tile: Tile
+    causal: bool = True  # False: all keys of a row lie before its queries, as in an earlier slice of a ring
 
 
 # A function of its own, because jax 0.10 keeps a kernel whose results nobody reads: a rematerialised layer's.
@@ -67,13 +69,14 @@ def _attention_bwd(options, residuals, grad):
 _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
-def attention(q, k, v, plan: Plan, position, options: Options) -> jax.Array:
+def attention(q, k, v, plan: Plan, position, options: Options, *, on_tiles: Callable = _attention) -> jax.Array:
     """forest_attention on one flat axis of n tokens; see api.forest_attention.
 
     Args:
       q: f[n, H, D].  k, v: f[n, K, D].  position: i32[n] or None.
       plan: tile lists for n padded to whole tiles.
       options: the backend, its tile and the static parts of the score.
+      on_tiles: the attention of such tiles; that of a ring asks other devices too.
 
     Returns:
       f[n, H, D].
@@ -89,6 +92,6 @@ def attention(q, k, v, plan: Plan, position, options: Options) -> jax.Array:
     q_tiles = q_tiles.transpose(0, 2, 3, 1, 4).reshape(-1, kv_heads, group * block_q, width)
     k_tiles, v_tiles = (tiles(x, block_k).transpose(0, 2, 1, 3) for x in (k, v))
     position = None if position is None else jnp.pad(position, (0, padded - tokens))
-    out: Any = _attention(options, q_tiles, k_tiles, v_tiles, plan, position)
+    out: Any = on_tiles(options, q_tiles, k_tiles, v_tiles, plan, position)
     out = out.reshape(-1, kv_heads, group, block_q, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(padded, heads, width)[:tokens]

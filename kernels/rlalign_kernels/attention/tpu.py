@@ -29,7 +29,7 @@ def _visible(options, i, j, until, at, shape, block_q, *, turned=False):
     down, along = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
     row, column = (along, down) if turned else (down, along)
     query, key = i * block_q + (row & (block_q - 1)), j * shape[0 if turned else 1] + column
-    mask = (key <= query) & (query < until)
+    mask = (key <= query) & (query < until) if options.causal else query < until
     if at:
         mask &= at[0] - at[1] < options.window
     return mask

@@ -28,7 +28,7 @@ def _visible(options, i, j, until, at, rows, *, turned=False):
     key = j * until.shape[0] + jnp.arange(until.shape[0], dtype=jnp.int32)
     down = (lambda x: x[None, :]) if turned else (lambda x: x[:, None])  # a query's place
     along = (lambda x: x[:, None]) if turned else (lambda x: x[None, :])  # a key's place
-    mask = (along(key) <= down(query)) & (down(query) < along(until))
+    mask = (along(key) <= down(query)) & (down(query) < along(until)) if options.causal else down(query) < along(until)
     if at:
         mask &= down(at[0]) - along(at[1]) < options.window
     return mask

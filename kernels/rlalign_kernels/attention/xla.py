@@ -26,7 +26,7 @@ def _mask(options, plan: Plan, position: jax.Array | None, i: jax.Array, j: jax.
     query = i * block_q + jnp.arange(block_q, dtype=jnp.int32)[:, None]
     key = j * block_k + jnp.arange(block_k, dtype=jnp.int32)[None, :]
     until = jax.lax.dynamic_slice_in_dim(plan.visible_until, j * block_k, block_k)[None, :]
-    mask = (key <= query) & (query < until)
+    mask = (key <= query) & (query < until) if options.causal else query < until
     if options.window is not None and position is not None:
         at_query = jax.lax.dynamic_slice_in_dim(position, i * block_q, block_q)[:, None]
         at_key = jax.lax.dynamic_slice_in_dim(position, j * block_k, block_k)[None, :]
