@@ -45,10 +45,12 @@ mutants: $(READY)  ## how many of 150 wrong versions of the core a quick subset 
 
 aot: $(AOT)/.ready-tpu  ## the attention kernels by the compiler of TPUs that are not there; the table of kernels/README.md
 	$(AOT)/bin/python benchmarks/aot.py v5e v5p v6e
+	$(AOT)/bin/python benchmarks/aot_decode.py v5e v5p v6e
 	$(AOT)/bin/python benchmarks/ring.py --topology v5e:2x2
 
 aot-cuda: $(AOT)-cuda/.ready-cuda  ## and by that of an H100; installs 5 GB
 	$(AOT)-cuda/bin/python benchmarks/aot.py h100
+	$(AOT)-cuda/bin/python benchmarks/aot_decode.py h100
 
 bench: $(READY)  ## one JSON line a benchmark
 	$(BIN)/python benchmarks/update.py

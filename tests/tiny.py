@@ -1,5 +1,6 @@
 """Tiny models and batches, and the batch in which every prefix is repeated: what the forest must be equal to."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,32 @@ from rlalign_kernels.attention.reference import reference_attention
 SHAPE = {"vocab_size": 17, "width": 16, "layers": 2, "heads": 4, "kv_heads": 2, "mlp_width": 24, "max_positions": 64}
 QWEN2 = ModelConfig(**SHAPE, head_width=4, tied_head=True, qkv_bias=True)
 QWEN3 = ModelConfig(**SHAPE, head_width=6, tied_head=False, qk_norm=True)  # heads * head_width is not width
+
+GEMMA = dataclasses.replace(
+    QWEN3,
+    tied_head=True,
+    norm="rms_plus_one",
+    post_norms=True,
+    activation="gelu_tanh",
+    embedding_scale=4.0,
+    attention_scale=0.3,
+    attention_softcap=2.0,
+    logit_softcap=1.5,
+    window=3,
+    full_layers=(1,),
+    local_rope_theta=100.0,
+)
+GPT_NEOX = dataclasses.replace(
+    QWEN2,
+    norm="layer",
+    parallel=True,
+    activation="gelu",
+    gated_mlp=False,
+    rotary_width=2,
+    kv_heads=4,
+    output_bias=True,
+    mlp_bias=True,
+)
 
 
 def sums_model(width: int) -> ModelConfig:

@@ -115,8 +115,12 @@ def _generate(decoder, config, mesh, params, token, length, real, ids, seed, ste
     )(ids)
     prefix, last = _prefill(decoder, params, token, length)
 
+    c = decoder.config
+    attention = functools.partial(decoder.decode, scale=c.attention_scale, softcap=c.attention_softcap)
+
     def score(hidden):
-        return jnp.matmul(hidden, head, preferred_element_type=wide)
+        logits = jnp.matmul(hidden, head, preferred_element_type=wide)
+        return logits if c.logit_softcap is None else c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
 
     def empty(dtype):
         return jnp.zeros((prompts, samples, size), dtype)
@@ -136,7 +140,7 @@ def _generate(decoder, config, mesh, params, token, length, real, ids, seed, ste
         newest = state.step - 1
         previous = jax.lax.dynamic_index_in_dim(state.token, newest, axis=2, keepdims=False)
         position = jnp.broadcast_to((length + newest)[:, None], previous.shape)
-        attend = attend_decode(decoder.decode, prefix, length, newest)
+        attend = attend_decode(attention, prefix, length, newest)
         hidden, suffix = decoder.run(params, previous, position, attend, state.suffix)
         return _choose(config, score(hidden), keys, state._replace(suffix=suffix))
 
@@ -206,6 +210,12 @@ def sample(
     tokens = _check_prompts(prompts, decoder.config.vocab_size)
     if prompt_ids is None:
         prompt_ids = _own_ids(prompts)
+    longest, window = max(map(len, tokens)) + config.max_new_tokens, decoder.config.window
+    if window is not None and longest > window:
+        raise ValueError(
+            f"the longest prompt and max_new_tokens={config.max_new_tokens} make {longest} tokens, the model's layers "
+            f"have a window of {window}: sampling does not leave out keys yet; shorten one of the two"
+        )
     if len(prompt_ids) != len(prompts):
         raise ValueError(f"prompt_ids has {len(prompt_ids)} entries for {len(prompts)} prompts")
     shards = row_shards(mesh)

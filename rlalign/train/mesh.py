@@ -146,7 +146,11 @@ def shard_decoder(decoder: Decoder, mesh: Mesh | None) -> Decoder:
 
     prefix, suffix = P(None, ROWS, "tensor", None, None), P(None, ROWS, "tensor", None, None, None)
     specs = (heads, prefix, suffix, P(), P(ROWS), P())
-    decode = local(decode_attention, in_specs=specs, out_specs=heads)
+
+    def decode(q, prefix, suffix, layer, length, step, **options):
+        run = functools.partial(decode_attention, **options)
+        return local(run, in_specs=specs, out_specs=heads)(q, prefix, suffix, layer, length, step)
+
     return dataclasses.replace(decoder, attention=attention, plan=plan, decode=decode)
 
 

@@ -11,9 +11,8 @@ from rlalign.train.mesh import make_mesh, shard_decoder
 from rlalign.types import TokenForest
 from rlalign_kernels import attention_plan
 from rlalign_kernels.attention import blocks
-from rlalign_kernels.attention.api import DTYPES, WIDTHS
 from rlalign_kernels.attention.blocks import ANY, ROWS, Row, Tile, tile_of
-from rlalign_kernels.backend import BACKENDS
+from rlalign_kernels.backend import BACKENDS, DTYPES, WIDTHS
 from tests.tiny import SHAPE
 
 HEAD = {"group": 4, "width": 128, "dtype": "bfloat16"}

@@ -228,7 +228,7 @@ BAD = {
     ),
     "plan of another ring": (
         {"plan": lambda u: ring_plan(u, axis_name="data")},
-        r"the plan has 1 steps of 16 tokens .*, the ring 4 of 16 .* axis_name='sequence', backend='xla'\) of this",
+        r"the plan has 1 steps of 16 tokens .*, the ring 4 of 16 .* axis_name='sequence', backend='xla', group=2, wid",
     ),
     "length": ({"length": 22}, "divisible"),  # by jax: what a device sees of it are equal slices
 }

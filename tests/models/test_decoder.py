@@ -13,7 +13,7 @@ from rlalign.models import decoder as decoder_module
 from rlalign.models.decoder import Decoder, logits
 from rlalign.types import TokenForest
 from tests.jaxprs import equations
-from tests.tiny import QWEN2, QWEN3, Samples, dense_decoder, ragged_groups, random_params, tree
+from tests.tiny import GEMMA, GPT_NEOX, QWEN2, QWEN3, Samples, dense_decoder, ragged_groups, random_params, tree
 
 pytestmark = pytest.mark.usefixtures("x64")  # throughout, so that one compiled function serves several tests
 
@@ -21,31 +21,8 @@ ROWS, LENGTH, SAMPLES, RESPONSE, LONGEST = 4, 40, 8, 12, 24
 MODELS = {
     "qwen2": QWEN2,
     "qwen3": QWEN3,
-    "gemma": dataclasses.replace(
-        QWEN3,
-        tied_head=True,
-        norm="rms_plus_one",
-        post_norms=True,
-        activation="gelu_tanh",
-        embedding_scale=4.0,
-        attention_scale=0.3,
-        attention_softcap=2.0,
-        logit_softcap=1.5,
-        window=3,
-        full_layers=(1,),
-        local_rope_theta=100.0,
-    ),
-    "gpt_neox": dataclasses.replace(
-        QWEN2,
-        norm="layer",
-        parallel=True,
-        activation="gelu",
-        gated_mlp=False,
-        rotary_width=2,
-        kv_heads=4,
-        output_bias=True,
-        mlp_bias=True,
-    ),
+    "gemma": GEMMA,
+    "gpt_neox": GPT_NEOX,
     "windows": dataclasses.replace(QWEN2, window=4),
 }
 FORESTS = {

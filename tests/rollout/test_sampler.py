@@ -13,7 +13,7 @@ from rlalign.models.decoder import Decoder
 from rlalign.rollout import SampleConfig, sample
 from rlalign.train import make_mesh, make_scorer, pack_rollouts, place_params
 from rlalign.types import Prompt, StopReason, TokenForest
-from tests.tiny import QWEN3, dense_decoder, random_params
+from tests.tiny import GEMMA, GPT_NEOX, QWEN3, dense_decoder, random_params
 
 VOCAB = QWEN3.vocab_size
 CONFIG = SampleConfig(num_samples=3, max_new_tokens=8, eos_ids=(0, 5), temperature=0.8)
@@ -118,6 +118,24 @@ def test_the_trainer_agrees_with_the_sampler(lengths):
     trained = scorer()(params(), packed)
     assert rollouts.mask.sum() > 24
     assert np.abs(np.exp(trained - rollouts.logp) - 1)[rollouts.mask].max() <= 1e-4
+
+
+@pytest.mark.parametrize("model", [dataclasses.replace(GEMMA, window=64), GPT_NEOX], ids=["gemma", "gpt_neox"])
+def test_the_trainer_agrees_with_the_sampler_in_other_families(model):
+    """Soft caps, scales and partial rotation, in prefill, decoding and training alike."""
+    decoder, own = Decoder(model), random_params(model)
+    rollouts = sample(decoder, own, FOUR, seed=0, step=0, config=CONFIG)
+    packed = pack_rollouts(FOUR, rollouts, np.ones(12, bool), row_length=64, num_rows=4)
+    trained = make_scorer(decoder, temperature=CONFIG.temperature)(own, packed)
+    assert rollouts.mask.sum() > 24
+    assert np.abs(np.exp(trained - rollouts.logp) - 1)[rollouts.mask].max() <= 1e-4
+
+
+def test_a_window_that_sampling_would_need_is_refused():
+    with pytest.raises(
+        ValueError, match=r"max_new_tokens=\d+ make \d+ tokens, the model's layers have a window of 3: "
+    ):
+        sample(Decoder(GEMMA), random_params(GEMMA), FOUR, seed=0, step=0, config=CONFIG)
 
 
 @functools.cache

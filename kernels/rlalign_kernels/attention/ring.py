@@ -145,7 +145,7 @@ def _forward(options: Options, axis_name: str, q, k, v, plan: RingPlan):
         return _merged(so_far, _part(options._replace(causal=False), q, k, v, step))
 
     out, lse = _travel(axis_name, visit, _part(options, q, k, v, plan.own), (k, v), plan.visits)
-    return out.astype(q.dtype), lse
+    return out.astype(q.dtype), jnp.where(lse > MASKED / 2, lse, 0)  # as a form says of a row that sees no key
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -14,25 +14,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Keys of a tile, by backend. Each row says where it comes from.
+# Keys of a tile, of bfloat16 and of float32 (or float64), by backend. Each row says where it comes from.
 BLOCKS = {
-    # A loop step on an accelerator costs more than a few columns that nobody reads; not measured there yet. Two AMD
-    # EPYC cores, jax 0.10.2, bfloat16: as fast as all columns at once; 64 and 256 are slower.
-    "xla": 512,
-    # The same cores, float32: the fastest of 16 to 512, 1.1 to 4 times as fast as all columns at once.
-    "cpu": 64,
+    # Not measured on an accelerator yet: there a step of a loop costs more than a few columns that nobody reads.
+    "xla": (512, 512),
+    # Two AMD EPYC cores, jax 0.10.2. bfloat16: as fast as all columns at once, 64 and 256 are slower. float32: the
+    # fastest of 16 to 512, 1.1 to 4 times as fast as all at once.
+    "cpu": (512, 64),
     # Not measured on hardware yet: enough bytes to hide a grid step, little enough that a half-filled tile is cheap.
-    "tpu": 512,
-    "triton": 64,
-    "interpret": 16,  # small, so that a test has many tiles
-    "interpret_triton": 16,
+    "tpu": (512, 512),
+    # Not measured on hardware yet: what spills no registers of an H100 (make aot-cuda, ptxas -v).
+    "triton": (64, 32),
+    "interpret": (16, 16),  # small, so that a test has many tiles
+    "interpret_triton": (16, 16),
 }
 
 
 def keys_of_a_tile(backend: str, dtype) -> int:
     """How many keys a form reads at once; a power of two."""
-    small = backend == "xla" and jax.default_backend() == "cpu" and dtype.itemsize >= 4
-    return BLOCKS["cpu" if small else backend]
+    row = "cpu" if backend == "xla" and jax.default_backend() == "cpu" else backend
+    return BLOCKS[row][dtype.itemsize >= 4]
 
 
 def tiles(limit: jax.Array, block: int) -> jax.Array:

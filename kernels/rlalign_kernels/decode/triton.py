@@ -15,7 +15,8 @@ from jax.experimental.pallas import triton
 from rlalign_kernels.decode.parts import join, tiles
 from rlalign_kernels.tile import MASKED, dot, scores
 
-ROWS = (16, 64)  # of a tile of queries: what a product of tiles takes at least, and at most here
+ROWS = 16  # of a tile of queries: what a product of tiles takes at least
+MOST = {2: 64, 4: 32}  # and at most, by bytes of a number: with warps and stages below, what spills no registers
 PROGRAMS = 264  # two for each of an H100's processors
 KEYS = 256  # of a part at least, when all columns are filled
 
@@ -64,7 +65,8 @@ def _power(n: int) -> int:
 def partial(options, q, k, v, layer, limit, *, interpret: bool = False):
     """(out, lse) over the keys below limit; see parts.py."""
     rows, queries, width = q.shape
-    height = min(max(_power(queries), ROWS[0]), ROWS[1])
+    size = q.dtype.itemsize
+    height = min(max(_power(queries), ROWS), MOST[size])
     blocks, padded = pl.cdiv(queries, height), _power(width)
     parts = max(1, min(pl.cdiv(PROGRAMS, rows * blocks), k.shape[2] // KEYS))
     q = jnp.pad(q, ((0, 0), (0, blocks * height - queries), (0, padded - width)))
@@ -88,7 +90,9 @@ def partial(options, q, k, v, layer, limit, *, interpret: bool = False):
             jax.ShapeDtypeStruct((parts, *q.shape), jnp.float32),
             jax.ShapeDtypeStruct((parts, *q.shape[:2]), jnp.float32),
         ],
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=triton.CompilerParams(
+            num_warps=8 if padded * size > 256 else 4, num_stages=2 if size == 2 else 1
+        ),
         interpret=interpret,
         name="decode_attention",
     )(layer, limit, q, k, v)

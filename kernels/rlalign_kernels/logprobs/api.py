@@ -15,11 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlalign_kernels.backend import choose, load
+from rlalign_kernels.backend import DTYPES, choose, load
 from rlalign_kernels.logprobs.statistics import Statistics, logp_and_entropy, merged
 from rlalign_kernels.logprobs.tiles import TILES, chunk_rows
-
-DTYPES = ("bfloat16", "float32")  # that the kernels are tested with
 
 
 class Options(NamedTuple):
