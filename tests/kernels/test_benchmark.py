@@ -3,12 +3,18 @@
 import importlib
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+
+from rlalign_kernels.attention import blocks
+from rlalign_kernels.attention.blocks import ROWS, Row, Tile
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,3 +86,48 @@ def test_copies_of_a_prompt_and_back(benchmark):
     np.testing.assert_array_equal(copies.fold(rows)[0, :, 0, 0], [0, 2, 4, 3, 4, 5, 6])
     np.testing.assert_array_equal(attention.forest(shape), [[7, 7, 7, 5, 5, 7, 7]])
     np.testing.assert_array_equal(attention.repeated(shape, 2), [[5] * 5] * 2)
+
+
+def test_the_table_is_rewritten_for_the_device_at_hand(tmp_path):
+    table = tmp_path / "blocks.py"
+    shutil.copy(blocks.__file__, table)
+    before = table.read_text()
+    flags = {"shape": "smoke", "heads": "4", "kv-heads": "1", "width": "64", "repeats": "1", "least-ms": "0"}
+    smoke = [x for name, value in flags.items() for x in (f"--{name}", value)]
+    lines, code, told = script("autotune.py", *smoke, "--table", str(table))
+    assert code == 0, told
+    result = json.loads(lines[-1])
+    written = runpy.run_path(str(table))
+    [new] = set(written["ROWS"]) - {tuple(row) for row in ROWS}
+    assert json.loads(json.dumps(new)) == result["row"]
+    assert new[:4] == ("interpret_triton", jax.devices()[0].device_kind, 64, 2)
+    head = {"group": 4, "width": 64, "dtype": "bfloat16"}
+    assert written["tile_of"]("interpret_triton", 40, **head) == (16, 16, 2, *new.tile[3:])
+    assert written["tile_of"]("interpret_triton", 40, **head | {"width": 96}) == blocks.tile_of(
+        "interpret_triton", 40, **head
+    )
+    comment = " ".join(x.strip(" #") for x in table.read_text().splitlines() if x not in before.splitlines()[:-1])
+    assert f"cpu, jax {jax.__version__}, " in comment
+    assert f"autotune.py {' '.join(smoke)}" in comment
+    assert Path(blocks.__file__).read_text() == before
+
+
+def rows_of(text):
+    found = {"__name__": "blocks"}
+    exec(compile(text, "blocks.py", "exec"), found)
+    return tuple(Row(*row[:5], Tile(*row.tile)) for row in found["ROWS"])
+
+
+def test_a_row_is_put_before_the_general_one_and_in_place_of_its_own(benchmark):
+    rewritten, text = benchmark("autotune").rewritten, Path(blocks.__file__).read_text()
+    general = next(row for row in ROWS if row.backend == "triton" and row.width == 128)
+    mine = general._replace(device="NVIDIA H100", tile=Tile(64, 64, 1, (4, 4, 8), (3, 2, 1), 512))
+    once = rewritten(text, ROWS, general, mine, "NVIDIA H100, a command of more than one line: " + "x " * 80)
+    at = ROWS.index(general)
+    assert rows_of(once) == (*ROWS[:at], mine, *ROWS[at:])
+    assert max(map(len, once.splitlines())) <= 120
+    better = mine._replace(tile=mine.tile._replace(block_q=128))
+    twice = rewritten(once, rows_of(once), mine, better, "again")
+    assert rows_of(twice) == (*ROWS[:at], better, *ROWS[at:])
+    assert "x x x" not in twice
+    assert twice.replace("    # again\n", "").count("\n") == text.count("\n") + 1

@@ -83,10 +83,10 @@ def device_kind() -> str:
     return jax.devices()[0].device_kind if described is None else described.device_kind
 
 
-def tile_of(backend: str, length: int, *, group: int, width: int, dtype: Any) -> Tile:
-    """The tile for rows of `length` tokens and key/value heads with `group` query heads of `width` numbers."""
+def row_of(backend: str, length: int, *, width: int, dtype: Any) -> Row:
+    """The first row for rows of `length` tokens and heads of `width` numbers, on the device at hand."""
     kind, size = device_kind(), jnp.dtype(dtype).itemsize
-    row = next(
+    return next(
         row
         for row in ROWS
         if row.backend == backend
@@ -95,5 +95,14 @@ def tile_of(backend: str, length: int, *, group: int, width: int, dtype: Any) ->
         and row.bytes >= size
         and row.length <= length
     )
-    heads = min(row.tile.heads, group & -group)
-    return row.tile._replace(block_q=row.tile.block_q // heads, heads=heads)
+
+
+def packed(tile: Tile, group: int) -> Tile:
+    """The tile for `group` query heads a key/value head: the packed ones, a power of two of them, share its rows."""
+    heads = min(tile.heads, group & -group)
+    return tile._replace(block_q=tile.block_q // heads, heads=heads)
+
+
+def tile_of(backend: str, length: int, *, group: int, width: int, dtype: Any) -> Tile:
+    """The tile for rows of `length` tokens and key/value heads with `group` query heads of `width` numbers."""
+    return packed(row_of(backend, length, width=width, dtype=dtype).tile, group)
