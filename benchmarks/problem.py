@@ -1,8 +1,9 @@
-"""The fixed problem of the benchmarks, and how they measure.
+"""The problems of the benchmarks, and how they measure.
 
-A Qwen3-shaped decoder (4 layers, width 256, 4 heads, 2 key/value heads of 64, MLP 1024, vocabulary 512, tied head,
-float32); 4 prompts x 8 responses, prompt 512, response 64; no KL; AdamW. Every number comes with CPU seconds beside
-wall seconds, because machines are shared.
+The fixed one: a Qwen3-shaped decoder (4 layers, width 256, 4 heads, 2 key/value heads of 64, MLP 1024, vocabulary 512,
+tied head, float32); 4 prompts x 8 responses, prompt 512, response 64; no KL; AdamW. For accelerators the shapes of
+Qwen2.5 0.5B and 1.5B in bfloat16, with random weights. Every number comes with CPU seconds beside wall seconds, because
+machines are shared.
 """
 
 import os
@@ -28,7 +29,23 @@ class Shape(NamedTuple):
     prompts: int = 4
 
 
-MODEL = ra.ModelConfig(
+QWEN2 = {
+    "head_width": 64,
+    "rope_theta": 1e6,
+    "tied_head": True,
+    "qkv_bias": True,
+    "vocab_size": 151936,
+    "max_positions": 32768,
+    "dtype": "bfloat16",
+    "remat": "full",
+}
+MODELS = {
+    "qwen2_0_5b": ra.ModelConfig(**QWEN2, width=896, layers=24, heads=14, kv_heads=2, mlp_width=4864),
+    "qwen2_1_5b": ra.ModelConfig(
+        **(QWEN2 | {"head_width": 128}), width=1536, layers=28, heads=12, kv_heads=2, mlp_width=8960
+    ),
+}
+MODEL = MODELS["fixed"] = ra.ModelConfig(
     vocab_size=512,
     width=256,
     layers=4,
@@ -43,19 +60,19 @@ MODEL = ra.ModelConfig(
 )
 
 
-def sequences(shape: Shape, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def sequences(shape: Shape, seed: int = 0, vocab: int = MODEL.vocab_size) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """(prompts, responses) of random tokens, `samples` responses a prompt in order."""
     rng = np.random.default_rng(seed)
-    prompts = [rng.integers(3, MODEL.vocab_size, shape.prompt) for _ in range(shape.prompts)]
+    prompts = [rng.integers(3, vocab, shape.prompt) for _ in range(shape.prompts)]
     count = shape.prompts * shape.samples
-    return prompts, [rng.integers(3, MODEL.vocab_size, shape.response) for _ in range(count)]
+    return prompts, [rng.integers(3, vocab, shape.response) for _ in range(count)]
 
 
-def batch(shape: Shape, *, row_length: int, seed: int = 0) -> ra.Batch:
+def batch(shape: Shape, *, row_length: int, seed: int = 0, vocab: int = MODEL.vocab_size, parts: int = 1) -> ra.Batch:
     """The batch of one update, on-policy; rows of prompt + response tokens hold one sample each and share nothing."""
-    prompts, responses = sequences(shape, seed)
+    prompts, responses = sequences(shape, seed, vocab)
     whole = [np.concatenate([prompts[i // shape.samples], r]) for i, r in enumerate(responses)]
-    packed = ra.pack(whole, row_length=row_length, response_start=[shape.prompt] * len(whole))
+    packed = ra.pack(whole, row_length=row_length, response_start=[shape.prompt] * len(whole), parts=parts)
     advantage = np.random.default_rng(seed + 1).normal(size=len(whole)).astype(np.float32)
     return ra.Batch(packed, advantage=advantage)
 
@@ -95,7 +112,10 @@ def cpu_seconds() -> float:
 
 
 def peak_gib() -> float:
-    """The largest resident size of this process so far, GiB."""
+    """The most memory so far, GiB: of the first accelerator, or of this process on a CPU."""
+    used = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in used:
+        return used["peak_bytes_in_use"] / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -1,6 +1,7 @@
 """One GRPO update, with prefixes shared and repeated: python benchmarks/update.py [--prompt P --response R --samples G]
 
-Without flags it runs the fixed problem of problem.py. The repeated form is the same code on rows that hold one sample
+Without flags it runs the fixed problem of problem.py; --model qwen2_0_5b and qwen2_1_5b are for accelerators, where
+RLALIGN_KERNELS=triton or tpu chooses the kernels. The repeated form is the same code on rows that hold one sample
 each. Prints one JSON line: seconds, cpu_seconds, peak_gib (of the shared form), gain (repeated / shared, wall),
 cpu_gain, predicted_gain (all FLOPs of the repeated batch over all FLOPs of the forest), and the bounds rho and alpha.
 """
@@ -8,6 +9,7 @@ cpu_gain, predicted_gain (all FLOPs of the repeated batch over all FLOPs of the 
 import dataclasses
 import json
 import time
+from typing import Literal
 
 import problem
 import tyro
@@ -21,6 +23,8 @@ class Update:
 
     Args:
       prompt, response, samples, prompts: the batch.
+      model: one of problem.MODELS.
+      microbatches: the gradient is accumulated over this many parts of the rows.
       repeats: timed updates; the median counts.
       repeated: also time the batch without sharing.
     """
@@ -29,17 +33,20 @@ class Update:
     response: int = 64
     samples: int = 8
     prompts: int = 4
+    model: Literal["fixed", "qwen2_0_5b", "qwen2_1_5b"] = "fixed"
+    microbatches: int = 1
     repeats: int = 5
     repeated: bool = True
 
 
-def timed(shape: problem.Shape, row_length: int, repeats: int) -> dict:
+def timed(flags: Update, shape: problem.Shape, row_length: int) -> dict:
     """Seconds of one update of the batch in rows of row_length."""
-    decoder = ra.Decoder(problem.MODEL)
+    config = problem.MODELS[flags.model]
+    decoder = ra.Decoder(config)
     optimizer = ra.make_optimizer(ra.OptimizerConfig(learning_rate=1e-4, max_grad_norm=None))
-    step = ra.make_train_step(decoder, ra.ALGORITHMS["grpo"], optimizer)
-    batch = problem.batch(shape, row_length=row_length)
-    state = ra.init_state(decoder, decoder.init(0), optimizer)
+    step = ra.make_train_step(decoder, ra.ALGORITHMS["grpo"], optimizer, microbatches=flags.microbatches)
+    batch = problem.batch(shape, row_length=row_length, vocab=config.vocab_size, parts=flags.microbatches)
+    state = ra.init_state(decoder, decoder.init(0), optimizer, copy=False)
 
     def run():
         nonlocal state
@@ -49,25 +56,27 @@ def timed(shape: problem.Shape, row_length: int, repeats: int) -> dict:
     begin = time.perf_counter()
     run()
     first = time.perf_counter() - begin
-    return {**problem.measure(run, repeats=repeats), "first_call_seconds": round(first, 2)}
+    return {**problem.measure(run, repeats=flags.repeats), "first_call_seconds": round(first, 2)}
 
 
 def main(flags: Update) -> dict:
     """Measure, and compare with what the shapes predict."""
     shape = problem.Shape(flags.prompt, flags.response, flags.samples, flags.prompts)
-    flops = problem.update_flops(problem.MODEL, shape, shared=True)
-    result = timed(shape, flags.prompt + flags.samples * flags.response, flags.repeats)
+    config = problem.MODELS[flags.model]
+    flops = problem.update_flops(config, shape, shared=True)
+    result = timed(flags, shape, flags.prompt + flags.samples * flags.response)
     result |= {"peak_gib": round(problem.peak_gib(), 2), "gflops_per_second": round(flops / result["seconds"] / 1e9, 1)}
     if flags.repeated:
-        repeated = timed(shape, flags.prompt + flags.response, flags.repeats)
+        repeated = timed(flags, shape, flags.prompt + flags.response)
         result |= {
             "repeated": repeated,
             "gain": round(repeated["seconds"] / result["seconds"], 3),
             "cpu_gain": round(repeated["cpu_seconds"] / result["cpu_seconds"], 3),
         }
-    predicted = problem.update_flops(problem.MODEL, shape, shared=False) / flops
+    predicted = problem.update_flops(config, shape, shared=False) / flops
     return {
         "benchmark": "update",
+        "model": flags.model,
         **shape._asdict(),
         **result,
         "predicted_gain": round(predicted, 3),

@@ -132,9 +132,7 @@ def test_the_trainer_agrees_with_the_sampler_in_other_families(model):
 
 
 def test_a_window_that_sampling_would_need_is_refused():
-    with pytest.raises(
-        ValueError, match=r"max_new_tokens=8 make \d+ tokens, the model.s layers have a window of 3"
-    ):
+    with pytest.raises(ValueError, match=r"max_new_tokens=8 make \d+ tokens, the model.s layers have a window of 3"):
         sample(Decoder(GEMMA), random_params(GEMMA), FOUR, seed=0, step=0, config=CONFIG)
 
 
