@@ -54,7 +54,7 @@ def init_state(
     params = jax.tree.map(jnp.copy, params) if copy else params
     # Two zeros: the step donates the state, and no buffer can be donated twice.
     state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-    mesh = getattr(jax.tree.leaves(params)[0].sharding, "mesh", None)
+    mesh = getattr(getattr(jax.tree.leaves(params)[0], "sharding", None), "mesh", None)  # a tracer has none
     return place_params(state, mesh) if isinstance(mesh, Mesh) else state
 
 
