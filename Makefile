@@ -44,8 +44,9 @@ mutants: $(READY)  ## how many of 150 wrong versions of the core a quick subset 
 	$(BIN)/python tests/mutants.py $(ARGS)
 
 aot: $(AOT)/.ready-tpu  ## the attention kernels by the compiler of TPUs that are not there; the table of kernels/README.md
-	$(AOT)/bin/python benchmarks/aot.py v5e v5p v6e
+	$(AOT)/bin/python benchmarks/aot.py v5e v5p v6e tpu7x
 	$(AOT)/bin/python benchmarks/aot_decode.py v5e v5p v6e
+	$(AOT)/bin/python benchmarks/aot_logprobs.py v5e v5p v6e
 	$(AOT)/bin/python benchmarks/ring.py --topology v5e:2x2
 
 aot-cuda: $(AOT)-cuda/.ready-cuda  ## and by that of an H100; installs 5 GB
@@ -56,8 +57,9 @@ bench: $(READY)  ## one JSON line a benchmark
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/rollout.py
 
-bench-kernels: $(MEASURED)/.ready-$(BESIDE)  ## attention beside cuDNN and PyTorch, on EXTRA=cuda or EXTRA=tpu; ARGS="--preset smoke" anywhere
+bench-kernels: $(MEASURED)/.ready-$(BESIDE)  ## attention beside cuDNN and PyTorch, log-probs beside products: EXTRA=cuda or tpu, or ARGS="--preset smoke"
 	$(MEASURED)/bin/python benchmarks/attention.py $(ARGS)
+	$(MEASURED)/bin/python benchmarks/logprobs.py $(ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"Python {sys.version.split()[0]} is too old: use PYTHON=... with 3.11 or newer" if sys.version_info < (3, 11) else 0)'

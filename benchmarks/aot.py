@@ -7,19 +7,15 @@ Each in an environment of its own: libtpu prints errors wherever it finds no chi
 """
 
 import argparse
-import atexit
 import json
 import os
 import re
-import shutil
 import subprocess
 import sysconfig
 import tempfile
 import time
 from pathlib import Path
 
-os.environ["AOT_DUMP"] = tempfile.mkdtemp(prefix="rlalign-aot-")  # where XLA writes what it makes of a GPU's program
-os.environ["XLA_FLAGS"] = f"--xla_dump_to={os.environ['AOT_DUMP']} --xla_dump_hlo_as_text"
 os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 os.environ |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
 
@@ -49,6 +45,7 @@ DEVICES = {  # backend of forest_attention, and what describes the device
     "v5e": ("tpu", {"topology_name": "v5e:2x2", "platform": "tpu"}),
     "v5p": ("tpu", {"topology_name": "v5p:2x2x1", "platform": "tpu"}),
     "v6e": ("tpu", {"topology_name": "v6e:2x2", "platform": "tpu"}),
+    "tpu7x": ("tpu", {"topology_name": "tpu7x:2x2x1", "platform": "tpu"}),
     "h100": (
         "triton",
         {"topology_name": "cuda", "platform": "cuda", "topology": "1x1x1", "target_config": H100},
@@ -65,8 +62,6 @@ SHAPES = (  # tokens of a row, H, K, D, dtype: Qwen2.5 0.5B and 7B, Llama 3 8B, 
 KERNELS = ("forward", "dq", "dkv")
 PLATFORMS = {"tpu": "tpu", "triton": "gpu"}
 MIB = 2**20
-DUMP = Path(os.environ["AOT_DUMP"])
-atexit.register(shutil.rmtree, DUMP, ignore_errors=True)
 
 
 def vmem_mib(text: str) -> dict[str, str]:
@@ -80,12 +75,12 @@ def vmem_mib(text: str) -> dict[str, str]:
     return found
 
 
-def gpu_resources() -> dict[str, str]:
+def gpu_resources(dump: Path) -> dict[str, str]:
     """Registers of a thread, bytes of them spilled and KiB of shared memory of each kernel that XLA dumped."""
     ptxas = Path(sysconfig.get_path("purelib"), "nvidia/cu13/bin/ptxas")
-    launches = "".join(path.read_text() for path in DUMP.glob("*thunk_sequence.txt"))
+    launches = "".join(path.read_text() for path in dump.glob("*thunk_sequence.txt"))
     found = {}
-    for path in DUMP.glob("*.ptx"):
+    for path in dump.glob("*.ptx"):
         name = re.search(r"\.entry forest_attention_(forward|dq|dkv)\(", path.read_text())
         if name:
             command = [ptxas, "-v", "-arch=sm_90a", path, "-o", os.devnull]
@@ -108,19 +103,18 @@ def compiled(device, backend: str, tokens: int, heads: int, kv_heads: int, width
         out, pull = jax.vjp(lambda q, k, v: forest_attention(q, k, v, until, backend=backend), q, k, v)
         return out, *pull(grad)
 
-    for path in DUMP.iterdir():
-        path.unlink()
     described = AbstractDevice(device_kind=device.device_kind, num_cores=None, platform=PLATFORMS[backend])
     start = time.perf_counter()
     with use_abstract_mesh(AbstractMesh((), (), abstract_device=described)):  # whose row of blocks.py is meant
         tile = tile_of(backend, tokens, group=heads // kv_heads, width=width, dtype=dtype)
         lowered = jax.jit(both).lower(*map(tensor, (heads, kv_heads, kv_heads, heads)), until)
-    program = lowered.compile()
-    seconds = time.perf_counter() - start
-    text = program.as_text() or ""
+    with tempfile.TemporaryDirectory() as dump:
+        options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True} if backend == "triton" else {}
+        text = lowered.compile(compiler_options=options).as_text() or ""
+        seconds = time.perf_counter() - start
+        resources = gpu_resources(Path(dump)) if backend == "triton" else vmem_mib(text)
     missing = [name for name in KERNELS if f"forest_attention_{name}" not in text]
     assert not missing, missing
-    resources = gpu_resources() if backend == "triton" else vmem_mib(text)
     return {"tile": tile._asdict(), "resources": resources, "compile_seconds": round(seconds, 1)}
 
 
@@ -128,7 +122,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("devices", nargs="+", choices=DEVICES)
     rows = []
-    print("| device | T | H / K | D | dtype | tile | forward, dq, dk/dv |\n|---|---|---|---|---|---|---|")
+    units = "VMEM (MiB), or registers / bytes spilled / KiB shared, of forward, dq, dk/dv"
+    print(f"| device | T | H / K | D | dtype | tile | {units} |\n|---|---|---|---|---|---|---|")
     for name in parser.parse_args().devices:
         backend, description = DEVICES[name]
         device = topologies.get_topology_desc(**description).devices[0]

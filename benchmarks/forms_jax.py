@@ -10,7 +10,7 @@ import numpy as np
 from rlalign_kernels import attention_plan, forest_attention
 
 VERSION = jax.__version__
-OURS = {"gpu": ("triton", "xla"), "tpu": ("tpu", "xla"), "cpu": ("interpret_triton", "interpret", "xla")}
+OURS = {"gpu": ("triton", "xla"), "tpu": ("tpu", "xla"), "cpu": ("xla", "interpret_triton", "interpret")}
 
 
 def tensor(x: np.ndarray) -> jax.Array:
@@ -51,7 +51,8 @@ def cudnn(until: np.ndarray, head: dict) -> tuple[Callable, tuple]:
 def forms(platform: str) -> dict[str, tuple[bool, Callable]]:
     """name -> (is it for the repeated batch, build); build(visible_until, group and width) -> (attend, its lists)."""
     forest = {name: (False, functools.partial(ours, name)) for name in OURS[platform]}
-    again = {f"{name}, repeated": (True, build) for name, (_, build) in forest.items()}
+    kernel = OURS[platform][0]
+    again = {f"{kernel}, repeated": (True, functools.partial(ours, kernel))}
     return forest | again | {"cudnn": (True, cudnn)}
 
 

@@ -25,26 +25,28 @@ def peak_tflops(kind: str) -> int | None:
     return next((peak for part, peak in PEAKS.items() if part in kind), None)
 
 
+MOST_MS = 5e3  # for the repeats of one number: a slow form is measured fewer times, once at least
+
+
 def median_ms(run: Callable[[], Any], wait: Callable[[Any], Any], *, repeats: int, least_ms: float) -> float:
     """Median milliseconds of one run(), warmed up.
 
     Each repeat queues as many runs as fill `least_ms` and waits for the last, so that what launching costs the host is
     hidden behind the device's work.
     """
-    wait(run())
-    wait(run())
-    begin = time.perf_counter()
-    wait(run())
-    once = (time.perf_counter() - begin) * 1e3
-    calls = max(1, min(100, int(least_ms / once)))
-    times = []
-    for _ in range(repeats):
+
+    def mean_ms(calls: int) -> float:
         begin = time.perf_counter()
         for _ in range(calls):
             out = run()
         wait(out)
-        times.append((time.perf_counter() - begin) * 1e3 / calls)
-    return statistics.median(times)
+        return (time.perf_counter() - begin) * 1e3 / calls
+
+    wait(run())
+    once = mean_ms(1)
+    calls = max(1, min(100, int(least_ms / once)))
+    repeats = max(1, min(repeats, int(MOST_MS / (calls * once))))
+    return statistics.median(mean_ms(calls) for _ in range(repeats))
 
 
 def in_pieces(measure: Callable[[int], float], pieces: int) -> tuple[float, int]:

@@ -54,6 +54,17 @@ def test_every_step_of_the_measurement_runs():
     assert [row[3] for row in cells] == [str(row["ms"]) for row in result["rows"]]
 
 
+def test_log_probs_are_measured_beside_plain_products():
+    quick = ("--repeats", "1", "--least-ms", "0", "--form", "xla")
+    lines, code, told = script("logprobs.py", "--preset", "smoke", *quick)
+    assert code == 0, told
+    result = json.loads(lines[-1])
+    assert 0 < result["errors"]["xla"] < 1e-2
+    assert [row["pass"] for row in result["rows"]] == ["forward", "both"]
+    for row, count in zip(result["rows"], (1, 4), strict=True):
+        assert row["products"] == pytest.approx(row["ms"] / result["product_ms"] / count, rel=0.2)
+
+
 def test_a_batch_that_does_not_fit_is_run_in_pieces(benchmark):
     timing = benchmark("timing")
 

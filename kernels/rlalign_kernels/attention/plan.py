@@ -95,17 +95,17 @@ def _pairs(ranges: list[tuple[int, int]]) -> tuple[jax.Array, jax.Array]:
     """(tile, other tile) i32[S] of ranges of the other tile."""
     size = [high - low for low, high in ranges]
     low, start = (jnp.array(x, jnp.int32) for x in ([low for low, _ in ranges], [0, *itertools.accumulate(size)][:-1]))
-    # Behind a barrier, or XLA spends seconds folding what the device computes in microseconds.
-    counts = jax.lax.optimization_barrier(jnp.array(size))
-    tile = jnp.repeat(jnp.arange(len(size), dtype=jnp.int32), counts, total_repeat_length=sum(size))
+    # A loop, because what jnp.repeat does with constants, XLA spends seconds on folding at compilation.
+    tile = jnp.searchsorted(start, jnp.arange(sum(size), dtype=jnp.int32), side="right").astype(jnp.int32) - 1
     return tile, jnp.arange(sum(size), dtype=jnp.int32) - start[tile] + low[tile]
 
 
 def _kept(query, key, live, full) -> Pairs:
     """The live pairs, their order kept."""
-    place = jnp.where(live, jnp.cumsum(live) - 1, live.size)
+    upto = jnp.cumsum(live, dtype=jnp.int32)
+    place = jnp.where(live, upto - 1, live.size)
     keep = lambda x: jnp.zeros(live.shape, jnp.int32).at[place].set(x.astype(jnp.int32), mode="drop")
-    return Pairs(keep(query), keep(key), keep(full), jnp.sum(live, dtype=jnp.int32)[None])
+    return Pairs(keep(query), keep(key), keep(full), upto[-1:])  # a sum of its own takes XLA ten seconds to compile
 
 
 def _starts(tile, live, tiles: int) -> jax.Array:
