@@ -1,6 +1,7 @@
 """ring_attention: rows cut along their tokens over simulated devices, against whole rows."""
 
 import functools
+import itertools
 import math
 from contextlib import nullcontext
 
@@ -16,6 +17,7 @@ from rlalign_kernels.attention.reference import reference_attention
 from tests.jaxprs import equations, largest_array
 from tests.kernels.test_attention import TOLERANCE, arrays, assert_near, compiled, random_rows, run
 from tests.kernels.test_pallas import H100, KERNELS
+from tests.kernels.test_plan import listed
 
 ROW, HEADS = P("data", "sequence"), P("data", "sequence", None, None)
 UNTIL = random_rows(1, 4, 148, branch=0.1, root=0.02)[0]  # slices of 148, 74 and 37: no multiples of a tile
@@ -143,41 +145,38 @@ def tiles_of(mask, block_q, block_k):
     return whole.reshape(-1, block_q, rows * padded // block_k, block_k).swapaxes(1, 2)
 
 
+def step_of(plan, size, device, t):
+    """Step t of a device, of a plan whose leaves are those of all devices joined."""
+    steps, count = (plan.visits, size - 1) if t else (plan.own, 1)
+    return jax.tree.map(lambda x: np.asarray(x).reshape(size, count, -1)[device, max(t - 1, 0)], steps)
+
+
 def test_the_plan_of_every_device_and_step_equals_the_whole_mask():
     """Live pairs are those with a visible pair of tokens (in its own slice a few more), full ones hide none."""
     size, length, (block_q, block_k) = 4, 37, (16, 32)
+    room = (4 * 6, 4 * 8)  # pairs of tiles in 4 rows of 64 tokens: of its own slice, of a visitor
     plan = jax.jit(cut(ring_plan, size, in_specs=ROW, out_specs=P("sequence"), backend="interpret"))(jnp.asarray(UNTIL))
     i, j = np.arange(4 * length)[:, None], np.arange(4 * length)[None, :]
     mask = (j <= i)[None] & (i[None] < UNTIL[:, None, :])
-    idle, wholly_before, room = (
-        0,
-        0,
-        {False: 4 * 6, True: 4 * 8},
-    )  # pairs of tiles in 4 rows of 64 tokens: of its own slice, of a visitor
-    for device in range(size):
-        for t in range(size):
-            leaf = lambda x, d=device, t=t: np.asarray(x).reshape(size, size - 1 if t else 1, -1)[d, max(t - 1, 0)]
-            step = jax.tree.map(leaf, plan.visits if t else plan.own)
-            assert (step.plan.block_q, step.plan.block_k) == (block_q, block_k)
-            assert step.plan.by_query.key.size == step.plan.by_key.key.size == room[t > 0]
-            of = (device - t) % size
-            here = mask[:, device * length : (device + 1) * length, of * length : (of + 1) * length]
-            tiles = tiles_of(here, block_q, block_k)
-            count = step.plan.by_query.count[0]
-            pairs = list(zip(*(x[:count].tolist() for x in step.plan.by_query[:3]), strict=True))
-            live, full = {(a, b) for a, b, _ in pairs}, {(a, b) for a, b, f in pairs if f}
-            visible, wholly = (set(map(tuple, np.argwhere(x).tolist())) for x in (tiles.any((2, 3)), tiles.all((2, 3))))
-            assert full == wholly
-            assert live == visible if t else live >= visible
-            by_key = list(zip(*(x[:count].tolist() for x in step.plan.by_key[:2]), strict=True))
-            assert by_key == sorted(live, key=lambda pair: (pair[1], pair[0]))
-            seen = step.seen.reshape(4, -1)
-            np.testing.assert_array_equal(seen[:, :length], here.any(axis=2))
-            assert not seen[:, length:].any()
-            idle, wholly_before = idle + (not live), wholly_before + len(full) * (t > 0)
-            assert of <= device or not live
-    assert idle >= 6  # later slices, which come around too
-    assert wholly_before
+    busy = masked = free = 0
+    for device, t in itertools.product(range(size), range(size)):
+        step, of = step_of(plan, size, device, t), (device - t) % size
+        here = mask[:, device * length : (device + 1) * length, of * length : (of + 1) * length]
+        tiles = tiles_of(here, block_q, block_k)
+        visible, wholly = (set(map(tuple, np.argwhere(x).tolist())) for x in (tiles.any((2, 3)), tiles.all((2, 3))))
+        pairs = listed(step.plan.by_query)
+        live, full = {pair[:2] for pair in pairs}, {pair[:2] for pair in pairs if pair[2]}
+        assert full == wholly
+        assert live == visible if t else live >= visible
+        assert [pair[:2] for pair in listed(step.plan.by_key)] == sorted(live, key=lambda pair: (pair[1], pair[0]))
+        assert step.plan.by_query.key.size == step.plan.by_key.key.size == room[t > 0]
+        seen = step.seen.reshape(4, -1)
+        np.testing.assert_array_equal(seen[:, :length], here.any(axis=2))
+        assert not seen[:, length:].any()
+        busy += t > 0 and bool(live)
+        masked += t > 0 and bool(live - full)
+        free += t > 0 and bool(full)
+    assert (busy, masked, free) == (6, 6, 6)  # of 12 visits; in the others a later slice has come around
 
 
 def test_a_slice_that_no_query_sees_costs_no_tile():
