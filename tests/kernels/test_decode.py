@@ -40,15 +40,15 @@ def run(inputs, length, step, **options):
     return np.asarray(compiled(**options)(*inputs, LAYER, jnp.asarray(length), step))
 
 
-def check(inputs, cases, *, backend, scale=None, softcap=None):
+def check(inputs, cases, *, backend, **options):
     """`cases` are (length, step); one program runs them all."""
     q = inputs[0]
     wide = jax.tree.map(lambda x: x.astype(jnp.float64), inputs)
     for length, step in cases:
-        got = run(inputs, length, step, backend=backend, scale=scale, softcap=softcap)
+        got = run(inputs, length, step, backend=backend, **options)
         assert got.dtype == q.dtype
         assert got.shape == q.shape
-        reference = compiled(reference_decode, scale=scale, softcap=softcap)
+        reference = compiled(reference_decode, **options)
         expected = np.asarray(reference(*wide, LAYER, jnp.asarray(length), step))
         error = np.abs(got.astype(np.float64) - expected).max()
         assert error <= TOLERANCE[q.dtype.name] * np.abs(expected).max(), (length, step)
@@ -89,17 +89,16 @@ def test_equals_the_plain_meaning(backend, heads, kv_heads, dtype, x64):
 
 @both
 @pytest.mark.parametrize("width", [96, 128, 256])
-def test_other_head_widths(backend, width, x64):
-    check(arrays(1, 2, 2, 1, width, 19, 3, "float32"), [((18,), 1)], backend=backend)
-
-
-@every
-def test_options(backend, x64):
-    check(arrays(1, 2, 2, 1, 64, 19, 3, "float32"), [((18,), 1)], backend=backend, scale=-0.3, softcap=1.5)
+def test_other_head_widths_and_options(backend, width, x64):
+    check(arrays(1, 2, 2, 1, width, 19, 3, "float32"), [((18,), 1)], backend=backend, scale=-0.3, softcap=1.5)
 
 
 def test_float64_and_any_width(x64):
     check(arrays(3, 3, 4, 2, 8, 150, 100, "float64"), [((150, 1, 65), 0), ((64, 128, 2), 99)], backend="xla")
+
+
+def test_options_on_every_platform(x64):
+    check(arrays(1, 2, 2, 1, 8, 5, 3, "float64"), [((4,), 1)], backend="xla", scale=-0.3, softcap=1.5)
 
 
 @every
@@ -114,7 +113,7 @@ def test_more_queries_than_a_tile_holds(backend, x64):
 
 
 @every
-def test_what_lies_behind_the_limits_changes_nothing(backend):
+def test_what_lies_behind_the_limits_changes_nothing(backend, x64):
     """Junk and NaN in every unused column and in the other layers: bit for bit the same, twice."""
     length, step = np.array([37, 1, 16]), 4
     q, prefix, suffix = arrays(3, 3, 8, 2, 64, 37, 21, "float32")
@@ -130,7 +129,7 @@ def test_what_lies_behind_the_limits_changes_nothing(backend):
 
 
 @every
-def test_no_keys_give_zero(backend):
+def test_no_keys_give_zero(backend, x64):
     """An empty prompt leaves the past; without either there is nothing, and nothing is NaN."""
     inputs = arrays(3, 3, 8, 2, 64, 37, 21, "float32")
     v = inputs[2][1]

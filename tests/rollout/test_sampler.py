@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from rlalign.compat import CompileCounter
 from rlalign.models.decoder import Decoder
 from rlalign.rollout import SampleConfig, sample
+from rlalign.rollout.sampler import _generate
 from rlalign.train import make_mesh, make_scorer, pack_rollouts, place_params
 from rlalign.types import Prompt, StopReason, TokenForest
 from tests.tiny import GEMMA, GPT_NEOX, QWEN3, dense_decoder, random_params
@@ -303,6 +305,15 @@ def test_a_second_call_in_a_bucket_compiles_nothing():
     assert counter.take() == 0
     jax.jit(lambda x: x + 41)(1)
     assert counter.take() == 1  # it does count
+
+
+def test_no_step_copies_a_cache():
+    """Tokens are written in place and layers are read where they lie: one copy of each cache, its zeros, in all."""
+    config, of = dataclasses.replace(CONFIG, max_new_tokens=130), jax.ShapeDtypeStruct
+    arrays = (of((4, 8), jnp.int32), of((4,), jnp.int32), of((4,), bool), of((4,), jnp.uint32))
+    lowered = _generate.lower(Decoder(QWEN3), config, None, params(), *arrays, 0, 0)
+    copies = re.findall(r"= f32\[2,(?:4,2,3|24),130,6\]\S* copy\(", lowered.compile().as_text())
+    assert len(copies) <= 2, copies
 
 
 BAD_PROMPTS = {

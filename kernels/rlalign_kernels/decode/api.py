@@ -86,9 +86,9 @@ def decode_attention(
     at = layer.astype(jnp.int32)[None]
 
     def part(cache, limit):
-        k, v = (x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in cache)  # [L, X, S, D]
-        limit = jnp.clip(limit.astype(jnp.int32), 0, k.shape[2])
-        out, lse = partial(options, packed.reshape(k.shape[1], -1, width), k, v, at, limit)
+        k, v = cache
+        limit = jnp.clip(limit.astype(jnp.int32), 0, k.shape[-2])
+        out, lse = partial(options, packed.reshape(*k.shape[1:-2], -1, width), k, v, at, limit)
         return out.reshape(packed.shape), lse.reshape(packed.shape[:-1])
 
     out, lse = zip(part(prefix, length), part(suffix, step[None] + 1), strict=True)

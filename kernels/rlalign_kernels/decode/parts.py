@@ -4,9 +4,10 @@ A form is one function of queries that share their keys, and of keys that stay w
 
     partial(options, q f[X, M, D], k, v f[L, X, S, D], layer i32[1], limit i32[n]) -> out f32[X, M, D], lse f32[X, M]
 
-attention over the first limit[x // (X // n)] keys of [layer, x], and the log of the sum of its exponentials. Without
-keys (limit 0) out is 0 and lse is MASKED, which gives the part no weight. What lies behind a limit changes nothing, and
-whole tiles behind it are not read. The layer is data: slicing a layer out for a kernel would copy it, every step.
+X stands for one axis or several. It is attention over the first limit[x // (X // n)] keys of [layer, x], and the log of
+the sum of its exponentials. Without keys (limit 0) out is 0 and lse is MASKED, which gives the part no weight. What is
+behind a limit changes nothing, and whole tiles behind it are not read. The layer is data: slicing a layer out for a
+kernel would copy it, every step.
 """
 
 from typing import NamedTuple
@@ -39,6 +40,12 @@ def keys_of_a_tile(backend: str, dtype) -> int:
 def tiles(limit: jax.Array, block: int) -> jax.Array:
     """i32, how many tiles hold a key below limit."""
     return jax.lax.div(limit + jnp.int32(block - 1), jnp.int32(block))
+
+
+def flat(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The arguments of a form with X on one axis."""
+    q = q.reshape(-1, *q.shape[-2:])
+    return q, *(x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in (k, v))
 
 
 class Options(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rlalign_kernels.decode.parts import tiles
+from rlalign_kernels.decode.parts import flat, tiles
 from rlalign_kernels.tile import LANES, MASKED, dot, scores
 
 ROWS = 256  # query rows of a grid step at most, and ...
@@ -66,6 +66,8 @@ def _rows_of_a_step(shared: int, height: int, size: int) -> int:
 
 def partial(options, q, k, v, layer, limit, *, interpret: bool = False):
     """(out, lse) over the keys below limit; see parts.py."""
+    lead = q.shape[:-1]
+    q, k, v = flat(q, k, v)
     rows, queries, width = q.shape
     block, height = min(options.block, k.shape[2]), min(ROWS, queries)
     shared = rows // limit.size
@@ -97,4 +99,4 @@ def partial(options, q, k, v, layer, limit, *, interpret: bool = False):
         interpret=interpret,
         name="decode_attention",
     )(layer, limit, q, k, v)
-    return out, lse[..., 0]
+    return out.reshape(*lead, width), lse.reshape(lead)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from rlalign_kernels.decode.parts import join, tiles
+from rlalign_kernels.decode.parts import flat, join, tiles
 from rlalign_kernels.tile import MASKED, dot, scores
 
 ROWS = 16  # of a tile of queries: what a product of tiles takes at least
@@ -64,6 +64,8 @@ def _power(n: int) -> int:
 
 def partial(options, q, k, v, layer, limit, *, interpret: bool = False):
     """(out, lse) over the keys below limit; see parts.py."""
+    lead = q.shape[:-1]
+    q, k, v = flat(q, k, v)
     rows, queries, width = q.shape
     size = q.dtype.itemsize
     height = min(max(_power(queries), ROWS), MOST[size])
@@ -97,4 +99,5 @@ def partial(options, q, k, v, layer, limit, *, interpret: bool = False):
         name="decode_attention",
     )(layer, limit, q, k, v)
     out, lse = out[:, :, :queries, :width], lse[:, :, :queries]
-    return (out[0], lse[0]) if parts == 1 else join(out, lse)
+    out, lse = (out[0], lse[0]) if parts == 1 else join(out, lse)
+    return out.reshape(*lead, width), lse.reshape(lead)
