@@ -49,7 +49,8 @@ def compiled(device, backend: str, batch, samples, heads, kv_heads, width, promp
         size = re.search(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"', line)
         if rows and size:
             vmem["prompt" if int(rows[1]) == batch * kv_heads else "past"] = round(int(size[1]) / aot.MIB, 2)
-    temporary = program.memory_analysis().temp_size_in_bytes / aot.MIB
+    memory = program.memory_analysis()
+    temporary = 0 if memory is None else memory.temp_size_in_bytes / aot.MIB
     return {"vmem_mib": vmem, "temporary_mib": round(temporary, 1), "compile_seconds": round(seconds, 1)}
 
 

@@ -59,7 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("devices", nargs="+", choices=aot.DEVICES)
     rows = []
-    print("| device | N | W | V | dtype | VMEM of forward, backward (MiB) | memory (GiB) |\n|---|---|---|---|---|---|---|")
+    print(
+        "| device | N | W | V | dtype | VMEM of forward, backward (MiB) | memory (GiB) |\n|---|---|---|---|---|---|---|"
+    )
     for name in parser.parse_args().devices:
         backend, description = aot.DEVICES[name]
         device = topologies.get_topology_desc(**description).devices[0]

@@ -6,6 +6,7 @@ Qwen2.5 0.5B and 1.5B in bfloat16, with random weights. Every number comes with 
 machines are shared.
 """
 
+import dataclasses
 import os
 import platform
 import resource
@@ -58,6 +59,27 @@ MODEL = MODELS["fixed"] = ra.ModelConfig(
     tied_head=True,
     qk_norm=True,
 )
+
+QWEN2 = ra.ModelConfig(
+    vocab_size=151936,
+    width=896,
+    layers=24,
+    heads=14,
+    kv_heads=2,
+    head_width=64,
+    mlp_width=4864,
+    max_positions=32768,
+    rope_theta=1e6,
+    tied_head=True,
+    qkv_bias=True,
+    dtype="bfloat16",
+    remat="full",
+)
+MODELS = {
+    "fixed": MODEL,
+    "qwen2_0_5b": QWEN2,
+    "qwen2_1_5b": dataclasses.replace(QWEN2, width=1536, layers=28, heads=12, head_width=128, mlp_width=8960),
+}
 
 
 def sequences(shape: Shape, seed: int = 0, vocab: int = MODEL.vocab_size) -> tuple[list[np.ndarray], list[np.ndarray]]:

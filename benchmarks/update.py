@@ -39,13 +39,14 @@ class Update:
     repeated: bool = True
 
 
-def timed(flags: Update, shape: problem.Shape, row_length: int) -> dict:
+def timed(
+    shape: problem.Shape, row_length: int, repeats: int, config: ra.ModelConfig = problem.MODEL, microbatches: int = 1
+) -> dict:
     """Seconds of one update of the batch in rows of row_length."""
-    config = problem.MODELS[flags.model]
     decoder = ra.Decoder(config)
     optimizer = ra.make_optimizer(ra.OptimizerConfig(learning_rate=1e-4, max_grad_norm=None))
-    step = ra.make_train_step(decoder, ra.ALGORITHMS["grpo"], optimizer, microbatches=flags.microbatches)
-    batch = problem.batch(shape, row_length=row_length, vocab=config.vocab_size, parts=flags.microbatches)
+    step = ra.make_train_step(decoder, ra.ALGORITHMS["grpo"], optimizer, microbatches=microbatches)
+    batch = problem.batch(shape, row_length=row_length, vocab=config.vocab_size, parts=microbatches)
     state = ra.init_state(decoder, decoder.init(0), optimizer, copy=False)
 
     def run():
@@ -56,7 +57,7 @@ def timed(flags: Update, shape: problem.Shape, row_length: int) -> dict:
     begin = time.perf_counter()
     run()
     first = time.perf_counter() - begin
-    return {**problem.measure(run, repeats=flags.repeats), "first_call_seconds": round(first, 2)}
+    return {**problem.measure(run, repeats=repeats), "first_call_seconds": round(first, 2)}
 
 
 def main(flags: Update) -> dict:
@@ -64,10 +65,11 @@ def main(flags: Update) -> dict:
     shape = problem.Shape(flags.prompt, flags.response, flags.samples, flags.prompts)
     config = problem.MODELS[flags.model]
     flops = problem.update_flops(config, shape, shared=True)
-    result = timed(flags, shape, flags.prompt + flags.samples * flags.response)
+    how = (flags.repeats, config, flags.microbatches)
+    result = timed(shape, flags.prompt + flags.samples * flags.response, *how)
     result |= {"peak_gib": round(problem.peak_gib(), 2), "gflops_per_second": round(flops / result["seconds"] / 1e9, 1)}
     if flags.repeated:
-        repeated = timed(flags, shape, flags.prompt + flags.response)
+        repeated = timed(shape, flags.prompt + flags.response, *how)
         result |= {
             "repeated": repeated,
             "gain": round(repeated["seconds"] / result["seconds"], 3),

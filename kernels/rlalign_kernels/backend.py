@@ -19,6 +19,8 @@ DTYPES = ("bfloat16", "float32")
 def choose(name: str | None) -> str:
     """The backend called `name`; None is the environment's RLALIGN_KERNELS, or "xla".
 
+    The environment is read when a program is traced: what is compiled already keeps its form.
+
     Raises:
       ValueError: no backend has this name.
     """
@@ -40,6 +42,16 @@ def check_heads(backend: str, width: int, dtype) -> None:
             f"the kernels of backend {backend!r} take heads of width {', '.join(map(str, WIDTHS))} in "
             f"{' or '.join(DTYPES)}; got width {width} in {dtype}: use backend='xla'"
         )
+
+
+def check_softcap(softcap: float | None) -> None:
+    """Refuse a soft cap that is no cap.
+
+    Raises:
+      ValueError: it is not positive.
+    """
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be positive, got {softcap}: None is no cap")
 
 
 def load(operation: str, backend: str, function: str) -> Callable:

@@ -172,7 +172,16 @@ def test_long_tiles_of_a_gpu_start_first_and_few_key_tiles_are_cut():
         work = np.diff(first)[np.asarray(order)]
         assert work[0] > work[-1]
         assert (np.diff(work) <= 0).all()
-    assert [triton._parts(options, programs) for programs in (1, 25, 33, 50, 99, 100, 400)] == [128, 4, 4, 2, 2, 1, 1]
+    assert [triton._parts(options, programs, 500) for programs in (1, 25, 33, 50, 99, 100, 400)] == [
+        128,
+        4,
+        4,
+        2,
+        2,
+        1,
+        1,
+    ]
+    assert [triton._parts(options, 1, steps) for steps in (1, 2, 7, 8, 100)] == [1, 2, 4, 8, 64]  # of a short batch
 
 
 @both

@@ -39,6 +39,7 @@ def run(backend):
         step, start, batch = update()
         config = ra.SampleConfig(num_samples=2, max_new_tokens=2, eos_ids=())
         rollouts = ra.sample(ra.Decoder(MODEL), start().params, SAMPLES.tokens[:2], seed=0, step=0, config=config)
+        assert (backend == "xla") != ("pallas_call" in str(step.update.trace(start(), arrange(batch, 1, None)).jaxpr))
         state, metrics = step(start(), batch)
         jax.clear_caches()
     return state.params, metrics["loss"], metrics["grad_norm"], rollouts.tokens, rollouts.logp

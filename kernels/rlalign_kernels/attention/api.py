@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rlalign_kernels.attention.blocks import tile_of
 from rlalign_kernels.attention.plan import Plan, make_plan
 from rlalign_kernels.attention.tiled import Options, attention
-from rlalign_kernels.backend import check_heads, choose
+from rlalign_kernels.backend import check_heads, check_softcap, choose
 
 
 def attention_plan(
@@ -25,15 +25,17 @@ def attention_plan(
     return make_plan(visible_until, block_q=tile.block_q, block_k=tile.block_k)
 
 
-def check(q, k, v, visible_until, backend, position, window) -> None:
+def check(q, k, v, visible_until, backend, position, window, softcap) -> None:
     """Refuse arguments of forest_attention that do not fit."""
     if q.ndim != 4 or k.ndim != 4 or v.shape != k.shape:
         raise ValueError(f"q must be [B, T, H, D], k and v [B, T, K, D]; got q {q.shape}, k {k.shape}, v {v.shape}")
     batch, length, heads, width = q.shape
     if k.shape[:2] != (batch, length) or k.shape[3] != width:
         raise ValueError(f"q {q.shape} and k {k.shape} must agree in B, T and D")
-    if heads % k.shape[2]:
-        raise ValueError(f"{k.shape[2]} key/value heads do not divide {heads} query heads")
+    if not q.size * k.size or heads % k.shape[2]:
+        raise ValueError(
+            f"{k.shape[2]} key/value heads do not divide {heads} query heads of q {q.shape}: none may be 0"
+        )
     if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
         raise ValueError(f"q, k and v must have one floating dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
     if visible_until.shape != (batch, length) or not jnp.issubdtype(visible_until.dtype, jnp.integer):
@@ -41,6 +43,7 @@ def check(q, k, v, visible_until, backend, position, window) -> None:
             f"visible_until must be int[{batch}, {length}]; got {visible_until.dtype}{visible_until.shape}"
         )
     check_heads(backend, width, q.dtype)
+    check_softcap(softcap)
     if backend == "triton" and width > 128 and q.dtype == jnp.float32:
         raise ValueError(
             f"float32 heads of width {width} do not fit into a GPU's shared memory: use bfloat16, or backend='xla'"
@@ -49,6 +52,28 @@ def check(q, k, v, visible_until, backend, position, window) -> None:
         raise ValueError(f"window must be at least 1, got {window}")
     if window is not None and (position is None or position.shape != (batch, length)):
         raise ValueError(f"window={window} needs position i[{batch}, {length}]: distance is counted along the path")
+
+
+def check_forest(visible_until: jax.Array) -> None:
+    """Refuse reaches that no forest has, where they are known: inside jit they are not, and `pack` makes forests only.
+
+    Raises:
+      ValueError: a reach outside of its row, or one that passes the end of a subtree that it begins in.
+    """
+    if isinstance(visible_until, jax.core.Tracer):
+        return
+    for row, reaches in enumerate(visible_until.tolist()):
+        ends = [len(reaches)]
+        for column, reach in enumerate(reaches):
+            while len(ends) > 1 and ends[-1] <= column:
+                ends.pop()
+            if not 0 <= reach <= ends[-1]:
+                raise ValueError(
+                    f"visible_until[{row}, {column}]={reach} is no forest's: it must be at most {ends[-1]}, where the "
+                    "subtree around it ends, and 0 for padding; take it from rlalign.pack"
+                )
+            if reach > column:
+                ends.append(reach)
 
 
 def forest_attention(
@@ -94,7 +119,8 @@ def forest_attention(
       ValueError: shapes, dtypes or options that do not fit, with their values.
     """
     backend = choose(backend)
-    check(q, k, v, visible_until, backend, position, window)
+    check(q, k, v, visible_until, backend, position, window, softcap)
+    check_forest(visible_until)
     batch, length, heads, width = q.shape
     head = {"backend": backend, "group": heads // k.shape[2], "width": width, "dtype": q.dtype.name}
     plan = attention_plan(visible_until, **head) if plan is None else plan

@@ -49,6 +49,7 @@ class Row(NamedTuple):
 
 
 ANY = 1 << 30
+MOST_ROWS = 1024  # of a TPU's tile: float32 ones of 8 heads x 128 queries take 10 of 16 MiB (make aot)
 
 # The first row that fits is taken.
 ROWS = (
@@ -103,6 +104,18 @@ def packed(tile: Tile, group: int) -> Tile:
     return tile._replace(block_q=tile.block_q // heads, heads=heads)
 
 
+def bounded(tile: Tile, group: int) -> Tile:
+    """The tile of a form that packs the whole group: no more than MOST_ROWS rows, and 16 queries at least."""
+    block_q = tile.block_q
+    while group * block_q > MOST_ROWS and block_q > 16:
+        block_q //= 2
+    return tile._replace(block_q=block_q)
+
+
+FITTED = {"xla": lambda tile, group: tile, "triton": packed, "interpret_triton": packed}
+FITTED |= {"tpu": bounded, "interpret": bounded}
+
+
 def tile_of(backend: str, length: int, *, group: int, width: int, dtype: Any) -> Tile:
     """The tile for rows of `length` tokens and key/value heads with `group` query heads of `width` numbers."""
-    return packed(row_of(backend, length, width=width, dtype=dtype).tile, group)
+    return FITTED[backend](row_of(backend, length, width=width, dtype=dtype).tile, group)

@@ -70,7 +70,8 @@ def flatten_rows(visible_until: jax.Array, padded: int) -> jax.Array:
     """i32[B, T] -> i32[padded]: all rows on one axis. A row's end is its last reach, so the mask rule is unchanged."""
     rows, length = visible_until.shape
     start = jnp.arange(rows, dtype=jnp.int32)[:, None] * length
-    flat = jnp.where(visible_until > 0, visible_until + start, 0).reshape(-1)
+    reach = jnp.minimum(visible_until, length)  # or it would reach into the next row
+    flat = jnp.where(reach > 0, reach + start, 0).reshape(-1)
     return jnp.pad(flat, (0, padded - flat.size))
 
 

@@ -232,7 +232,7 @@ def ring_attention(
     backend = choose(backend)
     if window is not None:
         raise ValueError(f"a ring has no window, got window={window}: use forest_attention with whole rows on a device")
-    check(q, k, v, visible_until, backend, None, None)
+    check(q, k, v, visible_until, backend, None, None, softcap)
     batch, length, heads, width = q.shape
     head = {"backend": backend, "group": heads // k.shape[2], "width": width, "dtype": q.dtype.name}
     size, tile = jax.lax.axis_size(axis_name), tile_of(length=length, **head)

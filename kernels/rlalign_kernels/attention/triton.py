@@ -180,10 +180,11 @@ def _lists(pairs, others, first, options, plan: Plan, position):
     return [(x, _whole(x)) for x in lists]
 
 
-def _parts(options, programs):
-    """Into how many parts the queries of a key tile are cut: a power of two, so that the device has its programs."""
+def _parts(options, programs, steps):
+    """Into how many parts the queries of a key tile are cut: a power of two, so that the device has its programs, but
+    no more than a key tile can have steps."""
     missing = -(-options.tile.programs // programs)
-    return 1 << (missing - 1).bit_length()
+    return min(1 << (missing - 1).bit_length(), 1 << (steps.bit_length() - 1))
 
 
 def _call(kernel, options, grid, inputs, results, interpret):
@@ -230,7 +231,7 @@ def backward(options, q, k, v, plan: Plan, position, lse, delta, grad, *, interp
 
     inputs = _lists(plan.by_key, plan.by_key.query, plan.first_key, options, plan, position)
     inputs += [(x, _of_head(x, 1)) for x in (query, keys, values, gradient, lse, delta)]
-    parts = _parts(options, keys.shape[0] * kv_heads)
+    parts = _parts(options, keys.shape[0] * kv_heads, tiles * inner)
     part = jax.ShapeDtypeStruct((parts, *keys.shape), k.dtype if parts == 1 else jnp.float32)
     grid = (keys.shape[0], kv_heads, parts)
     dk, dv = _call(_dkv_kernel, options, grid, inputs, [(part, _of_head(part, 2))] * 2, interpret)

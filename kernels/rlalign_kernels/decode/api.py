@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from rlalign_kernels.backend import check_heads, choose, load
+from rlalign_kernels.backend import check_heads, check_softcap, choose, load
 from rlalign_kernels.decode.parts import Options, join, keys_of_a_tile
 
 Cache = tuple[jax.Array, jax.Array]
 
 
-def _check(q, prefix, suffix, layer, length, step, backend) -> None:
+def _check(q, prefix, suffix, layer, length, step, softcap, backend) -> None:
     shapes = (
         f"got q {q.shape}, prefix {prefix[0].shape}, {prefix[1].shape}, suffix {suffix[0].shape}, {suffix[1].shape}"
     )
@@ -35,6 +35,7 @@ def _check(q, prefix, suffix, layer, length, step, backend) -> None:
         if x.shape != shape or not jnp.issubdtype(x.dtype, jnp.integer):
             raise ValueError(f"{name} must be int{list(shape)}; got {x.dtype}{list(x.shape)}")
     check_heads(backend, width, q.dtype)
+    check_softcap(softcap)
 
 
 def decode_attention(
@@ -78,7 +79,7 @@ def decode_attention(
     """
     backend = choose(backend)
     layer, length, step = (jnp.asarray(x) for x in (layer, length, step))
-    _check(q, prefix, suffix, layer, length, step, backend)
+    _check(q, prefix, suffix, layer, length, step, softcap, backend)
     batch, samples, heads, width = q.shape
     options = Options(width**-0.5 if scale is None else float(scale), softcap, keys_of_a_tile(backend, q.dtype))
     partial = load("decode", backend, "partial")

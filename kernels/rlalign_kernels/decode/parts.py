@@ -44,8 +44,8 @@ def tiles(limit: jax.Array, block: int) -> jax.Array:
 
 def flat(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The arguments of a form with X on one axis."""
-    q = q.reshape(-1, *q.shape[-2:])
-    return q, *(x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in (k, v))
+    k, v = (x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in (k, v))
+    return q.reshape(-1, *q.shape[-2:]), k, v
 
 
 class Options(NamedTuple):

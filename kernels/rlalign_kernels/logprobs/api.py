@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlalign_kernels.backend import DTYPES, choose, load
+from rlalign_kernels.backend import DTYPES, check_softcap, choose, load
 from rlalign_kernels.logprobs.statistics import Statistics, logp_and_entropy, merged
 from rlalign_kernels.logprobs.tiles import TILES, chunk_rows
 
@@ -57,15 +57,15 @@ def _chunk(options: Options, hidden, table, slots: _Slots, index):
 
 
 def _columns(options: Options, head, slots: _Slots):
-    """Targets counted inside this device's columns, -1 on another's, and how many columns count; None for all."""
-    if options.axis_name is None:
-        return slots, None
-    columns = head.shape[1]
-    first = jax.lax.axis_index(options.axis_name) * columns
-    padded = columns * jax.lax.axis_size(options.axis_name) > options.vocab
+    """Targets counted inside this device's columns, -1 elsewhere, and how many columns count; None for all."""
+    columns, first, limit = head.shape[1], 0, None
+    if options.axis_name is not None:
+        first = jax.lax.axis_index(options.axis_name) * columns
+        if columns * jax.lax.axis_size(options.axis_name) > options.vocab:
+            limit = jnp.clip(options.vocab - first, 0, columns)
     target = slots.target - first
     target = jnp.where((target >= 0) & (target < columns), target, -1)  # a tile may reach over the last column
-    return slots._replace(target=target), jnp.clip(options.vocab - first, 0, columns) if padded else None
+    return slots._replace(target=target), limit
 
 
 def _chunks(options: Options, slots: _Slots) -> jax.Array:
@@ -131,13 +131,16 @@ def _score_bwd(options, residuals, grads):
 _score.defvjp(_score_fwd, _score_bwd)
 
 
-def _check(hidden, head, parent, target, temperature, allowed, backend) -> None:
+def _check(hidden, head, parent, target, temperature, softcap, allowed, chunk, backend) -> None:
     if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[0]:
         raise ValueError(f"hidden must be f[n, W] and head f[W, V]; got {hidden.shape}, {head.shape}")
     if parent.ndim != 1 or target.shape != parent.shape:
         raise ValueError(f"parent and target must be i[S] both; got {parent.shape}, {target.shape}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+    check_softcap(softcap)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}: None picks by V")
     if backend == "xla":
         return
     if hidden.dtype.name not in DTYPES or head.dtype != hidden.dtype:
@@ -174,14 +177,15 @@ def target_logprobs(
       hidden: f[n, W].
       head: f[W, V]; with axis_name this device's columns of it.
       parent: i[S], the row of `hidden` that each row reads.
-      target: i[S], counted in the whole vocabulary.
+      target: i[S], counted in the whole vocabulary; one outside of it gives NaN.
       live: i[], rows behind the first `live` ones give 0, 0 and zero gradient; chunks of them are skipped.
       temperature: > 0; logits are divided by it.
       softcap: logits become softcap * tanh(logits / softcap) first.
       allowed: (table b[A, V], row i[S]): renormalise over the tokens that table[row] allows; form "xla" only.
       chunk: rows scored at a time; None picks by V.
-      axis_name: inside shard_map(check_vma=False) or pmap, the axis whose devices hold equal slices of the vocabulary
-        in order; only four numbers a row cross it.
+      axis_name: inside shard_map(check_vma=False), the axis whose devices hold equal slices of the vocabulary in order;
+        only four numbers a row cross it. Take gradients outside of the shard_map, which adds up what devices hold in
+        common: inside of it every device's gradient is that of all devices' results.
       vocab: with axis_name, how many columns of all slices together count; None for all. The others are padding.
       backend: "xla" works everywhere; "tpu" and "triton" are Pallas kernels, "interpret" and "interpret_triton" run
         these on a CPU. None is the environment's RLALIGN_KERNELS, or "xla".
@@ -193,8 +197,15 @@ def target_logprobs(
       ValueError: shapes, dtypes or options that do not fit, with their values.
     """
     backend = choose(backend)
-    _check(hidden, head, parent, target, temperature, allowed, backend)
-    count, tile = parent.size, TILES[backend].rows
+    _check(hidden, head, parent, target, temperature, softcap, allowed, chunk, backend)
+    shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    whole = head.shape[1] * shards if vocab is None else vocab
+    if not whole - head.shape[1] * shards <= 0 < whole or (axis_name is None and whole != head.shape[1]):
+        raise ValueError(
+            f"vocab={vocab}, but there are {shards} slices of {head.shape[1]} columns: it counts the columns of all "
+            "slices that are no padding, and goes with axis_name"
+        )
+    count, tile = max(parent.size, 1), TILES[backend].rows
     chunk = chunk_rows(backend, head.shape[1]) if chunk is None else chunk
     if backend == "xla":
         chunk = min(chunk, -(-count // tile) * tile)
@@ -202,12 +213,11 @@ def target_logprobs(
         chunk = -(-min(chunk, count) // tile) * tile
 
     def whole_chunks(x):
-        return jnp.pad(x.astype(jnp.int32), (0, -count % chunk))
+        return jnp.pad(x.astype(jnp.int32), (0, -(-count // chunk) * chunk - x.size))
 
     table, mask_row = (None, None) if allowed is None else (allowed[0], whole_chunks(allowed[1]))
     slots = _Slots(whole_chunks(parent), whole_chunks(target), mask_row, jnp.asarray(live, jnp.int32))
-    shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    whole = head.shape[1] * shards if vocab is None else vocab
     options = Options(backend, chunk, float(temperature), softcap, axis_name, whole)
     scored: Any = _score(options, hidden, head, table, slots)  # custom_vjp hides its type
-    return scored[0][:count], scored[1][:count]
+    known = (target >= 0) & (target < whole) | (jnp.arange(parent.size) >= live)
+    return jnp.where(known, scored[0][: parent.size], jnp.nan), scored[1][: parent.size]
