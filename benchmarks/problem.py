@@ -30,23 +30,7 @@ class Shape(NamedTuple):
     prompts: int = 4
 
 
-QWEN2 = {
-    "head_width": 64,
-    "rope_theta": 1e6,
-    "tied_head": True,
-    "qkv_bias": True,
-    "vocab_size": 151936,
-    "max_positions": 32768,
-    "dtype": "bfloat16",
-    "remat": "full",
-}
-MODELS = {
-    "qwen2_0_5b": ra.ModelConfig(**QWEN2, width=896, layers=24, heads=14, kv_heads=2, mlp_width=4864),
-    "qwen2_1_5b": ra.ModelConfig(
-        **(QWEN2 | {"head_width": 128}), width=1536, layers=28, heads=12, kv_heads=2, mlp_width=8960
-    ),
-}
-MODEL = MODELS["fixed"] = ra.ModelConfig(
+MODEL = ra.ModelConfig(
     vocab_size=512,
     width=256,
     layers=4,

@@ -262,6 +262,31 @@ def test_memory_grows_with_tokens_not_with_their_square():
     assert math.prod(largest(forest_attention)) <= length * length // 8
 
 
+NO_FORESTS = {
+    "a reach beyond its row": ([3, 9, 3], r"visible_until\[1, 1\]=9 is no forest's: it must be at most 3, where the"),
+    "a negative reach": ([3, -1, 3], r"visible_until\[1, 1\]=-1 is no forest's"),
+    "subtrees that cross": (
+        [2, 3, 3],
+        r"visible_until\[1, 1\]=3 is no forest's: it must be at most 2, where the subtree",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_FORESTS)
+def test_what_is_no_forest_is_refused_where_it_is_known(name):
+    until, message = NO_FORESTS[name]
+    q, k, v, _ = arrays(0, (2, 3), 2, 1, 8, "float32")
+    with pytest.raises(ValueError, match=message):
+        forest_attention(q, k, v, jnp.array([[3, 2, 0], until]))
+
+
+def test_a_reach_beyond_its_row_ends_there_inside_jit():
+    """Where a forest cannot be checked, one row still does not see another."""
+    q, k, v, _ = arrays(0, (2, 20), 2, 1, 8, "float32")
+    far, end = (jnp.full((2, 20), n) for n in (23, 20))
+    np.testing.assert_array_equal(*(jax.jit(forest_attention)(q, k, v, until) for until in (far, end)))
+
+
 BAD = {
     "rank": ({"q": (2, 5, 8)}, r"q must be \[B, T, H, D\], k and v \[B, T, K, D\]; got q \(2, 5, 8\)"),
     "k and v": ({"v": (2, 5, 2, 4)}, r"k \(2, 5, 2, 8\), v \(2, 5, 2, 4\)"),
@@ -288,6 +313,12 @@ BAD = {
         {"backend": "triton", "q": (2, 5, 4, 256), "k": (2, 5, 2, 256), "v": (2, 5, 2, 256)},
         "float32 heads of width 256 do not fit into a GPU's shared memory: use bfloat16, or backend='xla'",
     ),
+    "nothing": ({"q": (2, 0, 4, 8), "k": (2, 0, 2, 8), "v": (2, 0, 2, 8)}, r"q \(2, 0, 4, 8\): none may be 0"),
+    "no keys": (
+        {"k": (2, 5, 0, 8), "v": (2, 5, 0, 8)},
+        "0 key/value heads do not divide 4 query heads .*: none may be 0",
+    ),
+    "soft cap": ({"softcap": 0.0}, "softcap must be positive, got 0.0: None is no cap"),
     "window": ({"window": 0}, "window must be at least 1, got 0"),
     "no position": ({"window": 3}, r"window=3 needs position i\[2, 5\]"),
     "position": ({"window": 3, "position": np.zeros((2, 4), np.int32)}, r"window=3 needs position i\[2, 5\]"),

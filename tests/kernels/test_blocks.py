@@ -24,7 +24,7 @@ def test_a_row_fits_every_head_and_no_row_is_out_of_reach():
         for length in (1, 33, 256, 1024):
             for width in WIDTHS:
                 for dtype in DTYPES:
-                    tile = tile_of(backend, length, group=64, width=width, dtype=dtype)
+                    tile = tile_of(backend, length, group=8, width=width, dtype=dtype)
                     taken.add((backend, tile._replace(block_q=tile.block_q * tile.heads)))
                     for size in (tile.block_q, tile.block_k):
                         assert size >= 16
@@ -38,6 +38,12 @@ def test_packed_heads_share_the_rows_of_one(group, heads):
     alone = tile_of("triton", 1024, group=1, width=128, dtype="bfloat16")
     tile = tile_of("triton", 1024, group=group, width=128, dtype="bfloat16")
     assert tile == alone._replace(heads=heads, block_q=alone.block_q // heads)
+
+
+def test_a_tile_of_a_tpu_holds_no_more_rows_than_fit():
+    """The heads of a group lie in one tile: the more there are, the fewer queries each brings."""
+    tiles = [tile_of("tpu", 4096, group=group, width=128, dtype="float32") for group in (1, 8, 16, 32, 128)]
+    assert [(tile.block_q, tile.block_k) for tile in tiles] == [(128, 256), (128, 256), (64, 256), (32, 256), (16, 256)]
 
 
 def test_tiles_of_the_platform_that_is_everywhere_do_not_depend_on_heads():

@@ -228,6 +228,12 @@ def test_refusals_name_the_argument(case):
         jax.eval_shape(decode_attention, q, (k, v), (sk, sv), *at)
 
 
+def test_a_soft_cap_that_is_none_is_refused():
+    q, k, v, sk, sv, *at = (jax.ShapeDtypeStruct(*x) for x in GOOD.values())
+    with pytest.raises(ValueError, match="softcap must be positive, got -1.0: None is no cap"):
+        jax.eval_shape(functools.partial(decode_attention, softcap=-1.0), q, (k, v), (sk, sv), *at)
+
+
 @pytest.mark.parametrize(("width", "dtype"), [(48, "float32"), (64, "float16")])
 @pytest.mark.parametrize("backend", ["tpu", "triton"])
 def test_heads_that_no_kernel_takes_are_refused(backend, width, dtype):

@@ -118,6 +118,22 @@ def test_dead_rows_and_states_change_nothing(backend):
 
 
 @pytest.mark.parametrize("backend", ["xla", "interpret", "interpret_triton"])
+def test_targets_outside_of_the_vocabulary_are_loud(backend):
+    """300 and 310 lie in the padding of the last tile; what is not live may hold anything."""
+    case = Case("float32")
+    target = case.target.at[:4].set(jnp.array([VOCAB, VOCAB + 10, -1, 10**6])).at[LIVE].set(-1)
+    logp, _ = form(backend)(case.hidden, case.head, case.parent, target, jnp.int32(LIVE))
+    np.testing.assert_array_equal(jnp.isnan(logp), jnp.arange(ROWS) < 4)
+
+
+@pytest.mark.parametrize("backend", ["xla", "interpret", "interpret_triton"])
+def test_no_rows_at_all(backend):
+    case, none = Case("float32"), jnp.zeros((0,), jnp.int32)
+    for x in form(backend)(case.hidden, case.head, none, none, jnp.int32(0)):
+        assert x.shape == (0,)
+
+
+@pytest.mark.parametrize("backend", ["xla", "interpret", "interpret_triton"])
 @pytest.mark.parametrize("shards", [2, 8])
 def test_a_vocabulary_that_devices_share(backend, shards, x64):
     """Equal slices in order; 300 tokens over 8 devices leave four columns of padding, which may hold anything."""
@@ -226,6 +242,9 @@ BAD = {
     "rank": (bad(hidden=np.zeros((2, 3, 4))), r"hidden must be f\[n, W\] and head f\[W, V\]; got \(2, 3, 4\)"),
     "width": (bad(head=np.zeros((5, 7))), r"got \(20, 192\), \(5, 7\)"),
     "target": (bad(target=np.zeros(3, int)), r"parent and target must be i\[S\] both; got \(37,\), \(3,\)"),
+    "soft cap": (bad(softcap=0.0), "softcap must be positive, got 0.0: None is no cap"),
+    "chunk": (bad(chunk=0), "chunk must be at least 1, got 0: None picks by V"),
+    "vocab alone": (bad(vocab=VOCAB - 1), r"vocab=299, but there are 1 slices of 300 columns: .* goes with axis_name"),
     "temperature": (bad(temperature=-1.0), "temperature must be positive, got -1.0"),
     "backend": (bad(backend="cuda"), "unknown kernel backend 'cuda': choose one of xla, tpu, triton, "),
     "dtype": (

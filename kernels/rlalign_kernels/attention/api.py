@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from rlalign_kernels.attention.blocks import tile_of
 from rlalign_kernels.attention.plan import Plan, make_plan
@@ -60,7 +61,7 @@ def check_forest(visible_until: jax.Array) -> None:
     Raises:
       ValueError: a reach outside of its row, or one that passes the end of a subtree that it begins in.
     """
-    if isinstance(visible_until, jax.core.Tracer):
+    if isinstance(visible_until, Tracer):
         return
     for row, reaches in enumerate(visible_until.tolist()):
         ends = [len(reaches)]
