@@ -10,7 +10,7 @@ MEASURED := .venv-kernels
 comma := ,
 BESIDE := $(EXTRA)$(if $(filter cuda,$(EXTRA)),$(comma)torch)
 
-.PHONY: quickstart test lint parity matrix coverage mutants aot aot-cuda bench bench-kernels kills constraints clean
+.PHONY: quickstart test lint parity matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates kills constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)  ## a policy learns sums from rewards in front of you
@@ -52,6 +52,7 @@ aot: $(AOT)/.ready-tpu  ## the attention kernels by the compiler of TPUs that ar
 aot-cuda: $(AOT)-cuda/.ready-cuda  ## and by that of an H100; installs 5 GB
 	$(AOT)-cuda/bin/python benchmarks/aot.py h100
 	$(AOT)-cuda/bin/python benchmarks/aot_decode.py h100
+	$(AOT)-cuda/bin/python benchmarks/aot_logprobs.py h100
 
 bench: $(READY)  ## one JSON line a benchmark
 	$(BIN)/python benchmarks/update.py
@@ -60,6 +61,10 @@ bench: $(READY)  ## one JSON line a benchmark
 bench-kernels: $(MEASURED)/.ready-$(BESIDE)  ## attention beside cuDNN and PyTorch, log-probs beside products: EXTRA=cuda or tpu, or ARGS="--preset smoke"
 	$(MEASURED)/bin/python benchmarks/attention.py $(ARGS)
 	$(MEASURED)/bin/python benchmarks/logprobs.py $(ARGS)
+
+bench-updates: $(READY)  ## whole updates of Qwen2.5 0.5B and 1.5B shapes through the kernels: EXTRA=cuda or tpu
+	RLALIGN_KERNELS=$(if $(filter tpu,$(EXTRA)),tpu,triton) $(BIN)/python benchmarks/update.py --model qwen2_0_5b --prompt 2048 --response 512
+	RLALIGN_KERNELS=$(if $(filter tpu,$(EXTRA)),tpu,triton) $(BIN)/python benchmarks/update.py --model qwen2_1_5b --prompt 2048 --response 512
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"Python {sys.version.split()[0]} is too old: use PYTHON=... with 3.11 or newer" if sys.version_info < (3, 11) else 0)'
