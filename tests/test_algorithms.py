@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import types
 from functools import partial
 
 import jax
@@ -129,6 +130,8 @@ def test_float32_equals_the_oracle():
 
 class Tabular:
     """A decoder whose logits are its parameters: one row of the vocabulary a node."""
+
+    config = types.SimpleNamespace(logit_softcap=None)
 
     def apply(self, params, forest):
         return params["logits"]

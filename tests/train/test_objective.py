@@ -1,6 +1,7 @@
 """The loss of a batch of pairs or labels: the gradient of the whole however it is split, and what is missing."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ VOCAB, PAIRS = 5, 6
 
 class Tabular:
     """A decoder of one logit row a token of the vocabulary: log-probs depend on the parent's token only."""
+
+    config = types.SimpleNamespace(logit_softcap=None)
 
     def apply(self, params, forest):
         return params["logits"][forest.token]
