@@ -230,7 +230,7 @@ def test_refusals_name_the_argument(case):
 
 def test_a_soft_cap_that_is_none_is_refused():
     q, k, v, sk, sv, *at = (jax.ShapeDtypeStruct(*x) for x in GOOD.values())
-    with pytest.raises(ValueError, match="softcap must be positive, got -1.0: None is no cap"):
+    with pytest.raises(ValueError, match=r"softcap must be positive, got -1.0: None is no cap"):
         jax.eval_shape(functools.partial(decode_attention, softcap=-1.0), q, (k, v), (sk, sv), *at)
 
 

@@ -1,4 +1,4 @@
-"""A whole update and a whole generation through the kernels: on a CPU by the interpreter, and lowered for devices."""
+"""A whole update through the kernels: on a CPU by the interpreter, and lowered for devices."""
 
 import functools
 from contextlib import nullcontext
@@ -32,24 +32,22 @@ def update():
 
 
 def run(backend):
-    """Parameters after an update, its metrics, and a generation."""
+    """Parameters after an update, and its metrics."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLALIGN_KERNELS", backend)
         jax.clear_caches()  # the environment is read when a program is traced
         step, start, batch = update()
-        config = ra.SampleConfig(num_samples=2, max_new_tokens=2, eos_ids=())
-        rollouts = ra.sample(ra.Decoder(MODEL), start().params, SAMPLES.tokens[:2], seed=0, step=0, config=config)
         assert (backend == "xla") != ("pallas_call" in str(step.update.trace(start(), arrange(batch, 1, None)).jaxpr))
         state, metrics = step(start(), batch)
         jax.clear_caches()
-    return state.params, metrics["loss"], metrics["grad_norm"], rollouts.tokens, rollouts.logp
+    return state.params, metrics["loss"], metrics["grad_norm"]
 
 
 on_every_platform = functools.cache(lambda: run("xla"))
 
 
 @pytest.mark.parametrize("backend", ["interpret", "interpret_triton"])
-def test_an_update_and_a_generation_equal_those_of_every_platform(backend):
+def test_an_update_equals_that_of_every_platform(backend):
     for a, b in zip(*map(jax.tree.leaves, (run(backend), on_every_platform())), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(b).max()))
 
