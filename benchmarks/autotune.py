@@ -84,10 +84,10 @@ def programs(backend: str, tile: Tile, inputs: list[jax.Array], until: jax.Array
 def search(backend: str, tiles, launches, inputs, until, flags) -> tuple[list[tuple[float, Tile]], dict[str, str]]:
     """(sum of its kernels' least times, tile launched so) by rising time, and what failed with its reason."""
     found, failed, ratio = [], {}, flags.heads // flags.kv_heads
-    for tile in {blocks.packed(tile, ratio): tile for tile in tiles}.values():
+    for tile in {blocks.FITTED[backend](tile, ratio): tile for tile in tiles}.values():
         times = {name: {} for name in KERNELS}
         for warps, stages in launches:
-            launched = blocks.packed(tile, ratio)._replace(warps=(warps,) * 3, stages=(stages,) * 3)
+            launched = blocks.FITTED[backend](tile, ratio)._replace(warps=(warps,) * 3, stages=(stages,) * 3)
             for name, run in programs(backend, launched, inputs, until, flags).items():
                 try:
                     wait = jax.block_until_ready
@@ -110,7 +110,7 @@ def largest_error(backend: str, tile: Tile, flags) -> float:
     keys = jax.random.split(jax.random.key(1), 4)
     draw = lambda key, h: jax.random.normal(key, (until.size, h, flags.width), flags.dtype)
     q, k, v, grad = (draw(key, h) for key, h in zip(keys, heads, strict=True))
-    tile = blocks.packed(tile, flags.heads // flags.kv_heads)
+    tile = blocks.FITTED[backend](tile, flags.heads // flags.kv_heads)
     plan = make_plan(until, block_q=tile.block_q, block_k=tile.block_k)
     options = Options(backend, flags.width**-0.5, None, None, tile)
 
