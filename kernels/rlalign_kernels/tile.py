@@ -27,6 +27,15 @@ def capped(x, softcap: float | None):
     return softcap * bent, 1 - bent * bent
 
 
+def visible(options, query, key, until, position=None):
+    """The mask rule, on indices and visible_until[key] of any shapes that broadcast.
+
+    key <= query < visible_until[key], and position[query] - position[key] < window where `position` is that pair.
+    """
+    mask = (key <= query) & (query < until) if options.causal else query < until
+    return mask if position is None else mask & (position[0] - position[1] < options.window)
+
+
 def scores(options, product):
     """Scores of products, and d score / d (scaled product) where that is not 1."""
     return capped(product * options.scale, options.softcap)

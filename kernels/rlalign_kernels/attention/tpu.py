@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rlalign_kernels.attention.plan import Pairs, Plan
-from rlalign_kernels.tile import LANES, MASKED, dot, lanes, scores
+from rlalign_kernels.tile import LANES, MASKED, dot, lanes, scores, visible
 
 ROOM = 80_000  # pairs: three lists of int32 in 1 MiB of scalar memory
 
@@ -29,10 +29,7 @@ def _visible(options, i, j, until, at, shape, block_q, *, turned=False):
     down, along = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
     row, column = (along, down) if turned else (down, along)
     query, key = i * block_q + (row & (block_q - 1)), j * shape[0 if turned else 1] + column
-    mask = (key <= query) & (query < until) if options.causal else query < until
-    if at:
-        mask &= at[0] - at[1] < options.window
-    return mask
+    return visible(options, query, key, until, at or None)
 
 
 def _walk(tile, full, count, options, accumulate):

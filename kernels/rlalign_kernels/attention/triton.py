@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from rlalign_kernels.attention.plan import Plan
-from rlalign_kernels.tile import MASKED, dot, scores
+from rlalign_kernels.tile import MASKED, dot, scores, visible
 
 LOG2E = math.log2(math.e)  # exponentials are powers of two: what a GPU has an instruction for
 
@@ -28,10 +28,8 @@ def _visible(options, i, j, until, at, rows, *, turned=False):
     key = j * until.shape[0] + jnp.arange(until.shape[0], dtype=jnp.int32)
     down = (lambda x: x[None, :]) if turned else (lambda x: x[:, None])  # a query's place
     along = (lambda x: x[:, None]) if turned else (lambda x: x[None, :])  # a key's place
-    mask = (along(key) <= down(query)) & (down(query) < along(until)) if options.causal else down(query) < along(until)
-    if at:
-        mask &= down(at[0]) - along(at[1]) < options.window
-    return mask
+    position = (down(at[0]), along(at[1])) if at else None
+    return visible(options, down(query), along(key), along(until), position)
 
 
 def _scores(options, product):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rlalign_kernels.attention.plan import Plan
-from rlalign_kernels.tile import MASKED
+from rlalign_kernels.tile import MASKED, capped, visible
 
 
 def _accumulator(dtype) -> jnp.dtype:
@@ -26,21 +26,16 @@ def _mask(options, plan: Plan, position: jax.Array | None, i: jax.Array, j: jax.
     query = i * block_q + jnp.arange(block_q, dtype=jnp.int32)[:, None]
     key = j * block_k + jnp.arange(block_k, dtype=jnp.int32)[None, :]
     until = jax.lax.dynamic_slice_in_dim(plan.visible_until, j * block_k, block_k)[None, :]
-    mask = (key <= query) & (query < until) if options.causal else query < until
+    at = None
     if options.window is not None and position is not None:
         at_query = jax.lax.dynamic_slice_in_dim(position, i * block_q, block_q)[:, None]
-        at_key = jax.lax.dynamic_slice_in_dim(position, j * block_k, block_k)[None, :]
-        mask &= at_query - at_key < options.window
-    return mask
+        at = at_query, jax.lax.dynamic_slice_in_dim(position, j * block_k, block_k)[None, :]
+    return visible(options, query, key, until, at)
 
 
 def _scores(options, q_tile: jax.Array, k_tile: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """Scores [K, group * block_q, block_k] of scaled queries, and d score / d (scaled dot) where that is not 1."""
-    dot = _dot("kqd,ksd->kqs", q_tile, k_tile)
-    if options.softcap is None:
-        return dot, None
-    bent = jnp.tanh(dot / options.softcap)
-    return options.softcap * bent, 1 - bent * bent
+    return capped(_dot("kqd,ksd->kqs", q_tile, k_tile), options.softcap)
 
 
 def _tile(x: jax.Array, index: jax.Array) -> jax.Array:
