@@ -60,18 +60,19 @@ SHAPES = (  # tokens of a row, H, K, D, dtype: Qwen2.5 0.5B and 7B, Llama 3 8B, 
     (16384, 16, 16, 96, "bfloat16"),
 )
 KERNELS = ("forward", "dq", "dkv")
+KERNEL = r"[^=]*forest_attention_(forward|dq|dkv)[^=]* = .*tpu_custom_call"
 PLATFORMS = {"tpu": "tpu", "triton": "gpu"}
 MIB = 2**20
 
 
-def vmem_mib(text: str) -> dict[str, str]:
-    """MiB of VMEM that libtpu set aside for each kernel of a compiled program."""
+def vmem_mib(text: str, kernel: str) -> dict[str, float]:
+    """MiB of VMEM that libtpu set aside, by the first group of the pattern `kernel`, which matches a kernel's line."""
     found = {}
     for line in text.splitlines():
-        name = re.match(r"[^=]*forest_attention_(forward|dq|dkv)[^=]* = .*tpu_custom_call", line)
+        name = re.match(kernel, line)
         size = re.search(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"', line)
         if name and size:
-            found[name[1]] = str(round(int(size[1]) / MIB, 2))
+            found[name[1]] = round(int(size[1]) / MIB, 2)
     return found
 
 
@@ -112,7 +113,7 @@ def compiled(device, backend: str, tokens: int, heads: int, kv_heads: int, width
         options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True} if backend == "triton" else {}
         text = lowered.compile(compiler_options=options).as_text() or ""
         seconds = time.perf_counter() - start
-        resources = gpu_resources(Path(dump)) if backend == "triton" else vmem_mib(text)
+        resources = gpu_resources(Path(dump)) if backend == "triton" else vmem_mib(text, KERNEL)
     missing = [name for name in KERNELS if f"forest_attention_{name}" not in text]
     assert not missing, missing
     return {"tile": tile._asdict(), "resources": resources, "compile_seconds": round(seconds, 1)}
@@ -130,7 +131,7 @@ def main() -> None:
         for shape in SHAPES:
             tokens, heads, kv_heads, width, dtype = shape
             row = compiled(device, backend, *shape)
-            taken = ", ".join(row["resources"].get(kernel, "-") for kernel in KERNELS)
+            taken = ", ".join(str(row["resources"].get(kernel, "-")) for kernel in KERNELS)
             tile = f"{row['tile']['block_q']} x {row['tile']['block_k']}"
             tile = tile if row["tile"]["heads"] == 1 else f"{row['tile']['heads']} x {tile}"
             print(f"| {name} | {tokens} | {heads} / {kv_heads} | {width} | {dtype} | {tile} | {taken} |", flush=True)

@@ -7,7 +7,6 @@ counted too: the kernels read their layer where it lies.
 import argparse
 import functools
 import json
-import re
 import time
 
 import aot  # first: it sets the environment
@@ -41,14 +40,11 @@ def compiled(device, backend: str, batch, samples, heads, kv_heads, width, promp
         jax.jit(functools.partial(decode_attention, backend=backend)).lower(*inputs, scalar, length, scalar).compile()
     )
     seconds = time.perf_counter() - start
-    text, vmem = program.as_text() or "", {}
+    text = program.as_text() or ""
     kernels = [line for line in text.splitlines() if " custom-call(" in line and "decode_attention/pallas_call" in line]
     assert len(kernels) == 2, kernels
-    for line in kernels:
-        rows = re.search(r"= \(f32\[(\d+),", line)
-        size = re.search(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"', line)
-        if rows and size:
-            vmem["prompt" if int(rows[1]) == batch * kv_heads else "past"] = round(int(size[1]) / aot.MIB, 2)
+    rows = aot.vmem_mib(text, r"[^=]*= \(f32\[(\d+),.* custom-call\(.*decode_attention/pallas_call")
+    vmem = {"prompt" if int(n) == batch * kv_heads else "past": mib for n, mib in rows.items()}
     memory = program.memory_analysis()
     temporary = 0 if memory is None else memory.temp_size_in_bytes / aot.MIB
     return {"vmem_mib": vmem, "temporary_mib": round(temporary, 1), "compile_seconds": round(seconds, 1)}

@@ -6,7 +6,6 @@ aside beside arguments and results: a chunk's gradients and the head's, in float
 
 import argparse
 import json
-import re
 import time
 
 import aot  # first: it sets the environment
@@ -42,14 +41,10 @@ def compiled(device, backend: str, rows: int, width: int, vocab: int, dtype: str
     start = time.perf_counter()
     program = jax.jit(both).lower(*inputs).compile()
     seconds = time.perf_counter() - start
-    text, vmem = program.as_text() or "", {}
+    text = program.as_text() or ""
     missing = [name for name in KERNELS if f"logprobs_{name}" not in text]
     assert not missing, missing
-    for line in text.splitlines():
-        name = re.match(r"[^=]*logprobs_(statistics|gradient)[^=]* = .*tpu_custom_call", line)
-        size = re.search(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"', line)
-        if name and size:
-            vmem[name[1]] = round(int(size[1]) / aot.MIB, 2)
+    vmem = aot.vmem_mib(text, r"[^=]*logprobs_(statistics|gradient)[^=]* = .*tpu_custom_call")
     memory = program.memory_analysis()
     temporary = None if memory is None else round(memory.temp_size_in_bytes / 2**30, 2)
     return {"vmem_mib": vmem, "temporary_gib": temporary, "compile_seconds": round(seconds, 1)}
