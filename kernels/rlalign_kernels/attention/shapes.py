@@ -62,9 +62,6 @@ GROUPS = {
     "short_prompt": GroupShape(1, 129, 3),
     "one_token": GroupShape(7, 1, 4),
     "odd": GroupShape(129, 200, 3),
-    "fixed_problem": GroupShape(512, 64, 8),
-    "long_prompt": GroupShape(2048, 128, 8),
-    "large_group": GroupShape(2048, 128, 16),
 }
 
 # What benchmarks/attention.py measures on an accelerator, from a short prompt to one that is most of the batch.
