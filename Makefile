@@ -10,7 +10,7 @@ MEASURED := .venv-kernels
 comma := ,
 BESIDE := $(EXTRA)$(if $(filter cuda,$(EXTRA)),$(comma)torch)
 
-.PHONY: quickstart test lint parity matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates kills constraints clean
+.PHONY: quickstart test lint parity matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates autotune kills constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)  ## a policy learns sums from rewards in front of you
@@ -65,6 +65,9 @@ bench-kernels: $(MEASURED)/.ready-$(BESIDE)  ## attention beside cuDNN and PyTor
 bench-updates: $(READY)  ## whole updates of Qwen2.5 0.5B and 1.5B shapes through the kernels: EXTRA=cuda or tpu
 	RLALIGN_KERNELS=$(if $(filter tpu,$(EXTRA)),tpu,triton) $(BIN)/python benchmarks/update.py --model qwen2_0_5b --prompt 2048 --response 512
 	RLALIGN_KERNELS=$(if $(filter tpu,$(EXTRA)),tpu,triton) $(BIN)/python benchmarks/update.py --model qwen2_1_5b --prompt 2048 --response 512
+
+autotune: $(READY)  ## the fastest tiles of forest_attention here, written into its table: EXTRA=cuda or tpu, ARGS="--dry-run"
+	$(BIN)/python benchmarks/autotune.py $(ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"Python {sys.version.split()[0]} is too old: use PYTHON=... with 3.11 or newer" if sys.version_info < (3, 11) else 0)'
