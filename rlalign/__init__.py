@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rlalign.io.data import read_prompts
     from rlalign.io.loop import fit
     from rlalign.logprobs import token_logprobs
-    from rlalign.models import Decoder, ModelConfig, load_pretrained, logits, save_pretrained
+    from rlalign.models import Decoder, ModelConfig, Tokenizer, load_pretrained, load_tokenizer, logits, save_pretrained
     from rlalign.rewards import RewardGuard, score
     from rlalign.rollout import SampleConfig, sample
     from rlalign.train import (
@@ -40,7 +40,9 @@ _HOME = {
     # the model
     "Decoder": "rlalign.models",
     "ModelConfig": "rlalign.models",
+    "Tokenizer": "rlalign.models",
     "load_pretrained": "rlalign.models",
+    "load_tokenizer": "rlalign.models",
     "logits": "rlalign.models",
     "save_pretrained": "rlalign.models",
     # the loop: prompts -> rollout -> reward -> advantage -> pack -> train step

@@ -4,5 +4,6 @@ from rlalign.models.config import ModelConfig
 from rlalign.models.decoder import Decoder, logits
 from rlalign.models.export import save_pretrained
 from rlalign.models.pretrained import load_pretrained
+from rlalign.models.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["Decoder", "ModelConfig", "load_pretrained", "logits", "save_pretrained"]
+__all__ = ["Decoder", "ModelConfig", "Tokenizer", "load_pretrained", "load_tokenizer", "logits", "save_pretrained"]
