@@ -25,7 +25,7 @@ CORE = (  # the pure maths, module by module
 
 # Arrows point to a lower tier. Among models, rollout and train, see ALLOWED.
 TIERS = [
-    {"types", "checks", "compat"},
+    {"types", "checks", "compat", "hosts"},
     {"forest", "bins", "advantages", "losses", "logprobs"},
     {"algorithms"},
     {"models", "rollout", "train"},

@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlalign.hosts import fetch
+
 
 def fingerprint(tree: Any) -> str:
     """SHA-256 of the bytes of every array of a tree, in its order: equal for bitwise equal parameters."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+        digest.update(np.ascontiguousarray(fetch(leaf)).tobytes())
     return digest.hexdigest()
 
 

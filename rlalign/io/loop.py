@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rlalign import hosts
 from rlalign.algorithms import ALGORITHMS, Algorithm
 from rlalign.compat import CompileCounter
 from rlalign.io.checkpoint import Checkpoints, check_same
@@ -97,27 +98,26 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     reference = params if algorithm.needs_reference else None
     saved = json.loads(json.dumps(dataclasses.asdict(config) | _identity(decoder, algorithm, reference, prompts)))
+    hosts.check_same_everywhere(json.dumps(saved), "settings, model or prompts")
+    hosts.check_shared(folder)
     optimizer = make_optimizer(config.optimizer)
-    with contextlib.ExitStack() as stack:
+    with hosts.failing_together(f"{folder} has checkpoints"), contextlib.ExitStack() as stack:
         guard = stack.enter_context(
             RewardGuard(reward, workers=config.reward_workers, time_limit=config.reward_limit, decode=decode)
         )
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep))
         state, start = _resume(checkpoints, init_state(decoder, params, optimizer), saved, allow_change)
         run = Runner(config, algorithm, decoder, params, prompts, eval_prompts, guard, mesh, optimizer)
-        write_atomic(folder / "config.json", json.dumps(_about(saved, decoder), indent=1))
-        _keep_samples_before(folder / "samples.jsonl", start)
-        metrics_log = stack.enter_context(MetricsLog(folder / "metrics.jsonl", resume_step=start))
-        show = stack.enter_context(progress(config.steps, start))
-        stop = stack.enter_context(_asked_to_stop())
-        compiles, highest = CompileCounter(), _best(folder / "metrics.jsonl")
+        compiles, highest = CompileCounter(), hosts.of_first(_best(folder / "metrics.jsonl"))
+        record = stack.enter_context(_record(config, start, _about(saved, decoder)))
+        asked = stack.enter_context(_asked_to_stop())
         trace = stack.enter_context(_profiler(folder / "profile", config.profile_range()))
         for step in range(start, config.steps + 1):
             begin = time.perf_counter()
             metrics: dict[str, Any] = {}
             if step % config.eval_every == 0 or step == config.steps:
                 metrics |= run.evaluate(state, step, folder / "samples.jsonl")
-            accuracy = metrics.get("eval_accuracy", -1.0)
+            accuracy, stop = metrics.get("eval_accuracy", -1.0), hosts.agree(bool(asked))
             if accuracy > highest or step % config.checkpoint_every == 0 or step == config.steps or stop:
                 _save(checkpoints, step, state, saved, best=accuracy if accuracy > highest else None)
             highest = max(highest, accuracy)
@@ -128,10 +128,10 @@ def fit(
                 state, trained = run.step(state, step)
                 metrics |= trained
             metrics |= {"seconds": time.perf_counter() - begin, "compiles": compiles.take()}
-            metrics_log.write(step, metrics)
-            if step < config.steps:
-                show(metrics)
-    write_report(folder)
+            record(step, metrics)
+    if hosts.first():
+        write_report(folder)
+    hosts.wait_for_all("report")
     curve = _accuracy(folder / "metrics.jsonl")
     return Result(state, curve, max(curve, key=lambda s: (curve[s], -s)), folder)
 
@@ -153,6 +153,25 @@ def _save(checkpoints: Checkpoints, step: int, state: TrainState, saved: dict, *
         checkpoints.save(step, state, {"config": saved})
     if best is not None:
         checkpoints.mark_best(step, best)
+
+
+@contextlib.contextmanager
+def _record(config: RunConfig, start: int, about: dict) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+    """A function that writes and shows the metrics of a step; among several processes the first one's alone."""
+    if not hosts.first():
+        yield lambda step, metrics: None
+        return
+    folder = Path(config.folder)
+    write_atomic(folder / "config.json", json.dumps(about, indent=1))
+    _keep_samples_before(folder / "samples.jsonl", start)
+    with MetricsLog(folder / "metrics.jsonl", resume_step=start) as log, progress(config.steps, start) as show:
+
+        def record(step: int, metrics: dict[str, Any]) -> None:
+            log.write(step, metrics)
+            if step < config.steps:
+                show(metrics)
+
+        yield record
 
 
 def _identity(decoder: Decoder, algorithm: Algorithm, reference: Params | None, prompts: Sequence[Prompt]) -> dict:

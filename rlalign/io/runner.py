@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rlalign import hosts
 from rlalign.algorithms import ALGORITHMS, NEEDS, Algorithm, try_out
 from rlalign.forest import NotEnoughRows
 from rlalign.io.config import RunConfig
@@ -84,7 +85,7 @@ class Runner:
                 mesh=self.mesh,
             )
         with clock("reward"):
-            rewards = score(self.guard, prompts, rollouts)
+            rewards = self._rewards(prompts, rollouts)
         fields = {}
         if "baseline" in self.algorithm.needs:
             with clock("baseline"):
@@ -111,7 +112,14 @@ class Runner:
         rollouts = sample(
             self.decoder, params, prompts, seed=self.config.seed, step=step, config=settings, mesh=self.mesh
         )
-        return score(self.guard, prompts, rollouts)
+        return self._rewards(prompts, rollouts)
+
+    def _rewards(self, prompts, rollouts: Rollouts) -> Rewards:
+        """Of all samples; each process rewards its share of them."""
+        count = len(rollouts.prompt)
+        mine = score(self.guard, prompts, Rollouts(*(x[hosts.share(count)] for x in rollouts)))
+        reward, valid = (hosts.together(x, count) for x in (mine.reward, mine.valid))
+        return Rewards(reward, valid, hosts.texts_together(mine.reason, count))
 
     def _pack(self, prompts, rollouts: Rollouts, rewards: Rewards, **given) -> Batch:
         """The batch in num_rows rows, or, where its samples share too little for that, in the next bucket of rows."""
@@ -175,9 +183,10 @@ class Runner:
             config=settings,
             mesh=self.mesh,
         )
-        rewards = score(self.guard, self.eval_prompts, rollouts)
+        rewards = self._rewards(self.eval_prompts, rollouts)
         right = rewards.valid & (np.nan_to_num(rewards.reward) >= self.config.success)
-        self._show_samples(samples, step, rollouts, rewards)
+        if hosts.first():
+            self._show_samples(samples, step, rollouts, rewards)
         reward = float(np.mean(rewards.reward[rewards.valid])) if rewards.valid.any() else float("nan")
         return {"eval_accuracy": float(right.mean()), "eval_reward": reward}
 
@@ -226,10 +235,13 @@ def check_run(config: RunConfig, decoder: Decoder, prompts, eval_prompts, mesh: 
 
     Raises:
       ValueError: no prompts, prompts too long for a row or the model, an end token outside the vocabulary, or rows that
-        do not divide into parts; NotImplementedError: several processes.
+        do not divide into parts; several processes without a mesh over the devices of all.
     """
-    if jax.process_count() > 1:
-        raise NotImplementedError(f"fit runs in one process, there are {jax.process_count()}: own the loop instead")
+    if jax.process_count() > 1 and (mesh is None or set(mesh.devices.flat) != set(jax.devices())):
+        raise ValueError(
+            f"{jax.process_count()} processes train as one, on a mesh of all their {jax.device_count()} devices: "
+            "fit(..., mesh=make_mesh(...)) with sizes that multiply to that"
+        )
     for name, some in (("prompts", prompts), ("eval_prompts", eval_prompts)):
         if not len(some):
             raise ValueError(f"{name} is empty: give at least one")

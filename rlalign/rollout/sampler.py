@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlalign.forest import bucket
+from rlalign.hosts import fetch, put
 from rlalign.models.decoder import Decoder
 from rlalign.rollout.cache import Prefix, Suffix, attend_decode, attend_prefill, empty_prefix, empty_suffix
 from rlalign.rollout.config import SampleConfig
@@ -227,9 +228,9 @@ def sample(
         token[i, : len(p)], length[i], ids[i] = p, len(p), int(prompt_ids[i]) % 2**32
     arrays = (token, length, real, ids)
     if mesh is not None:
-        arrays = tuple(jax.device_put(x, NamedSharding(mesh, P(ROWS))) for x in arrays)
+        arrays = tuple(put(x, NamedSharding(mesh, P(ROWS))) for x in arrays)
     done = _generate(shard_decoder(decoder, mesh), config, mesh, params, *arrays, seed, step)
-    return _collect(jax.device_get(done), len(tokens), config)
+    return _collect(fetch(done), len(tokens), config)
 
 
 def _collect(done: _Progress, prompts: int, config: SampleConfig) -> Rollouts:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rlalign.hosts import put
 from rlalign.logprobs import token_logprobs
 from rlalign.models.decoder import Decoder
 from rlalign.types import Params, TokenForest
@@ -97,8 +98,8 @@ def shardings(tree: Params, mesh: Mesh) -> Params:
 
 
 def place_params(tree: Params, mesh: Mesh) -> Params:
-    """The tree with every leaf put where RULES say."""
-    return jax.device_put(tree, shardings(tree, mesh))
+    """The tree with every leaf put where RULES say; host arrays must be the same in every process."""
+    return jax.tree.map(put, tree, shardings(tree, mesh))
 
 
 def keep_sharding(tree: Params, mesh: Mesh | None) -> Params:

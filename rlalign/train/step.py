@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from rlalign.algorithms import Algorithm, try_out
 from rlalign.checks import expect
 from rlalign.forest import bucket, split
+from rlalign.hosts import fetch, put
 from rlalign.models.decoder import Decoder
 from rlalign.train.mesh import (
     ROWS,
@@ -268,7 +269,7 @@ def arrange(batch: Batch, microbatches: int, mesh: Mesh | None) -> Batch:
     arranged = jax.tree.map(shape, parts)
     if mesh is None:
         return arranged
-    return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, P(None, ROWS))), arranged)
+    return jax.tree.map(lambda x: put(x, NamedSharding(mesh, P(None, ROWS))), arranged)
 
 
 def make_scorer(
@@ -294,7 +295,7 @@ def make_scorer(
 
     def score(params: Params, packed: Packed) -> np.ndarray:
         _, sample = split(packed, row_shards(mesh))
-        logp = np.asarray(run(params, arrange(Batch(packed), 1, mesh)))[:, : sample.shape[1]]
+        logp = fetch(run(params, arrange(Batch(packed), 1, mesh)))[:, : sample.shape[1]]
         out = np.zeros(np.shape(packed.mask), logp.dtype)
         out[sample[sample >= 0]] = logp[sample >= 0]
         return out

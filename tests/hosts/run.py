@@ -1,0 +1,84 @@
+"""A short run of fit on a mesh; as a script, one of several processes of it.
+
+RLALIGN_COORDINATOR=localhost:PORT RLALIGN_PROCESSES=2 RLALIGN_PROCESS=0 python run.py FOLDER --data 2 --fsdp 2
+"""
+
+import argparse
+import dataclasses
+
+import jax
+import numpy as np
+
+import rlalign as ra
+from rlalign import hosts
+from rlalign.envs import sums
+
+MODEL = ra.ModelConfig(
+    vocab_size=sums.VOCAB_SIZE,
+    width=16,
+    layers=1,
+    heads=2,
+    kv_heads=2,
+    head_width=8,
+    mlp_width=64,
+    max_positions=16,
+    tied_head=True,
+    qk_norm=True,
+)
+
+
+def share_right(completion: str, example: dict) -> float:
+    """Which digits are right: a reward with signal from the first step on."""
+    return float(np.mean([a == b for a, b in zip(completion.ljust(3), example["answer"], strict=False)]))
+
+
+def train(folder, mesh, *, steps: int, **changes) -> dict[str, np.ndarray]:
+    """Parameters on the host, by path, after a GRPO run with a KL to its own beginning."""
+    config = ra.RunConfig(
+        folder=str(folder),
+        steps=steps,
+        prompts_per_step=8,
+        sampling=ra.SampleConfig(4, sums.ANSWER_TOKENS, eos_ids=(sums.EOS,)),
+        optimizer=ra.OptimizerConfig(learning_rate=1e-3),
+        row_length=24,
+        num_rows=8,
+        eval_every=5,
+        eval_prompts=8,
+        checkpoint_every=5,
+        reward_workers=1,
+        reward_limit=20.0,
+    )
+    config = dataclasses.replace(config, **changes)
+    decoder = ra.Decoder(MODEL)
+    params = decoder.init(0)
+    result = ra.fit(
+        config,
+        decoder=decoder,
+        params=params if mesh is None else ra.place_params(params, mesh),
+        prompts=sums.problems("train"),
+        eval_prompts=sums.problems("held-out"),
+        reward=share_right,
+        decode=sums.decode,
+        algorithm=dataclasses.replace(ra.ALGORITHMS["grpo"], kl_coef=0.01),
+        mesh=mesh,
+    )
+    leaves = hosts.fetch(result.state.params)
+    return {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(leaves)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--patience", type=int, default=30)
+    parser.add_argument("--seed", choices=("same", "own"), default="same")
+    parser.add_argument("--save", default="")
+    for axis in ("data", "fsdp", "tensor"):
+        parser.add_argument(f"--{axis}", type=int, default=1)
+    flags = parser.parse_args()
+    hosts.join(patience=flags.patience)
+    mesh = ra.make_mesh(data=flags.data, fsdp=flags.fsdp, tensor=flags.tensor)
+    seed = jax.process_index() if flags.seed == "own" else 0
+    leaves = train(flags.folder, mesh, steps=flags.steps, seed=seed)
+    if flags.save and hosts.first():
+        np.savez(flags.save, **leaves)
