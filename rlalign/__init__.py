@@ -13,7 +13,19 @@ if TYPE_CHECKING:
     from rlalign.io.data import read_prompts
     from rlalign.io.loop import fit
     from rlalign.logprobs import token_logprobs
-    from rlalign.models import Decoder, ModelConfig, Tokenizer, load_pretrained, load_tokenizer, logits, save_pretrained
+    from rlalign.models import (
+        Decoder,
+        LoraConfig,
+        ModelConfig,
+        Tokenizer,
+        add_lora,
+        load_pretrained,
+        load_tokenizer,
+        logits,
+        merge_lora,
+        save_pretrained,
+        without_lora,
+    )
     from rlalign.rewards import RewardGuard, score
     from rlalign.rollout import SampleConfig, sample
     from rlalign.train import (
@@ -39,10 +51,14 @@ _HOME = {
     "split": "rlalign.forest",
     # the model
     "Decoder": "rlalign.models",
+    "LoraConfig": "rlalign.models",
     "ModelConfig": "rlalign.models",
     "Tokenizer": "rlalign.models",
     "load_pretrained": "rlalign.models",
     "load_tokenizer": "rlalign.models",
+    "add_lora": "rlalign.models",
+    "merge_lora": "rlalign.models",
+    "without_lora": "rlalign.models",
     "logits": "rlalign.models",
     "save_pretrained": "rlalign.models",
     # the loop: prompts -> rollout -> reward -> advantage -> pack -> train step

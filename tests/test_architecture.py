@@ -37,7 +37,9 @@ ALLOWED = [  # (from, to) inside the tier of models, rollout and train
     ("rlalign.rollout", "rlalign.models"),
     ("rlalign.rollout", "rlalign.train.mesh"),
     ("rlalign.train", "rlalign.models"),
-    ("rlalign.models.pretrained", "rlalign.train.mesh"),  # where to put what it reads; imported inside the function
+    # Where to put what they read or make; imported inside the function.
+    ("rlalign.models.pretrained", "rlalign.train.mesh"),
+    ("rlalign.models.lora", "rlalign.train.mesh"),
 ]
 
 

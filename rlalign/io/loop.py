@@ -31,6 +31,7 @@ from rlalign.io.metrics import MetricsLog, progress, read_metrics
 from rlalign.io.report import write_report
 from rlalign.io.runner import Runner, check_run, resolve
 from rlalign.models.decoder import Decoder
+from rlalign.models.lora import frozen, trained, without_lora
 from rlalign.rewards import RewardGuard
 from rlalign.train.optimizer import make_optimizer
 from rlalign.train.step import init_state
@@ -96,8 +97,8 @@ def fit(
     check_run(config, decoder, prompts, eval_prompts, mesh)
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    reference = params if algorithm.needs_reference else None
-    saved = json.loads(json.dumps(dataclasses.asdict(config) | _identity(decoder, algorithm, reference, prompts)))
+    reference = without_lora(params) if algorithm.needs_reference else None
+    saved = json.loads(json.dumps(dataclasses.asdict(config) | _identity(decoder, algorithm, params, prompts)))
     hosts.check_same_everywhere(json.dumps(saved), "settings, model or prompts")
     hosts.check_shared(folder)
     optimizer = make_optimizer(config.optimizer)
@@ -107,7 +108,7 @@ def fit(
         )
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep))
         state, start = _resume(checkpoints, init_state(decoder, params, optimizer), saved, allow_change)
-        run = Runner(config, algorithm, decoder, params, prompts, eval_prompts, guard, mesh, optimizer)
+        run = Runner(config, algorithm, decoder, reference, prompts, eval_prompts, guard, mesh, optimizer)
         compiles, highest = CompileCounter(), hosts.of_first(_best(folder / "metrics.jsonl"))
         record = stack.enter_context(_record(config, start, _about(saved, decoder)))
         asked = stack.enter_context(_asked_to_stop())
@@ -143,14 +144,15 @@ def _resume(
     if checkpoints.latest() is None:
         return state, 0
     check = lambda meta: check_same(meta["config"], saved, allow=(*HARMLESS, *allow_change))
-    state, meta = checkpoints.restore(None, state, check=check)
-    return state, meta["step"]
+    # Of an adapted model the adapter alone is saved.
+    found, meta = checkpoints.restore(None, state._replace(params=trained(state.params)), check=check)
+    return found._replace(params={**frozen(state.params), **found.params}), meta["step"]
 
 
 def _save(checkpoints: Checkpoints, step: int, state: TrainState, saved: dict, *, best: float | None) -> None:
     """Save the step, unless a run that was killed here did, and mark it where its accuracy is the best so far."""
     if checkpoints.problem(step) is not None:  # absent, or damaged
-        checkpoints.save(step, state, {"config": saved})
+        checkpoints.save(step, state._replace(params=trained(state.params)), {"config": saved})
     if best is not None:
         checkpoints.mark_best(step, best)
 
@@ -174,7 +176,7 @@ def _record(config: RunConfig, start: int, about: dict) -> Iterator[Callable[[in
         yield record
 
 
-def _identity(decoder: Decoder, algorithm: Algorithm, reference: Params | None, prompts: Sequence[Prompt]) -> dict:
+def _identity(decoder: Decoder, algorithm: Algorithm, params: Params, prompts: Sequence[Prompt]) -> dict:
     """What makes a run this run, besides its settings; compared when it is continued."""
 
     def plain(value):  # functions by name, arrays by value; anything else that JSON does not know by its type
@@ -197,6 +199,8 @@ def _identity(decoder: Decoder, algorithm: Algorithm, reference: Params | None, 
             name += f" {hashlib.sha256(repr((code.co_code, code.co_consts)).encode()).hexdigest()[:12]}"
         return name
 
+    # What a checkpoint does not hold and the numbers depend on: the reference, the model under an adapter.
+    fixed = algorithm.needs_reference or frozen(params)
     tokens = hashlib.sha256()
     for p in prompts:
         tokens.update(np.asarray(p, np.int64).tobytes() + b"|")
@@ -205,7 +209,7 @@ def _identity(decoder: Decoder, algorithm: Algorithm, reference: Params | None, 
         "algorithm_settings": {
             f.name: plain(getattr(algorithm, f.name)) for f in dataclasses.fields(algorithm) if f.name != "about"
         },
-        "reference_sha256": None if reference is None else fingerprint(reference),
+        "reference_sha256": fingerprint(without_lora(params)) if fixed else None,
         "prompts_sha256": tokens.hexdigest(),
     }
 

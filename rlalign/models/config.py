@@ -8,6 +8,7 @@ RopeKind = Literal["linear", "llama3", "yarn"]
 Norm = Literal["rms", "rms_plus_one", "layer"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 Remat = Literal["none", "full"]
+PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -62,6 +63,38 @@ class RopeScaling:
                 _check_positive("RopeScaling", attention_factor=self.attention_factor)
 
 
+@dataclass(frozen=True)
+class LoraConfig:
+    """A low-rank change of projections; `lora.py` has the formula.
+
+    Args:
+      rank: of the change.
+      alpha: the change is scaled by alpha / rank.
+      targets: projections of every layer: query, key, value, output, gate, up, down.
+
+    Raises:
+      ValueError: a value out of range.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("query", "key", "value", "output", "gate", "up", "down")
+
+    def __post_init__(self):
+        object.__setattr__(self, "targets", tuple(self.targets))
+        _check_positive("LoraConfig", rank=self.rank, alpha=self.alpha)
+        unknown = [name for name in self.targets if name not in PROJECTIONS]
+        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ValueError(
+                f"LoraConfig.targets={self.targets!r} must name some of {', '.join(PROJECTIONS)}, each once"
+            )
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of a pre-norm decoder with rotary positions and grouped-query attention.
@@ -98,6 +131,7 @@ class ModelConfig:
       max_positions: the longest context the model was made for.
       remat: what the backward pass recomputes: "none" or "full" (whole layers, but never their attention).
       dtype: of parameters and activations: "float32", "bfloat16" or "float64".
+      lora: the adapter that parameters may hold; None for none. See add_lora.
 
     Raises:
       ValueError: a value out of range; the text names the field, the value and what is allowed.
@@ -134,6 +168,7 @@ class ModelConfig:
     qk_norm: bool = False
     remat: Remat = "none"
     dtype: str = "float32"
+    lora: LoraConfig | None = None
 
     def __post_init__(self):
         for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "max_positions"):

@@ -54,10 +54,31 @@ class Norm(nn.Module):
         return (wide * scale.astype(wide.dtype) + bias.astype(wide.dtype)).astype(x.dtype)
 
 
-def _project(config: ModelConfig, name: str, features, *, bias: bool, axis: Any = -1) -> nn.DenseGeneral:
+class Projection(nn.DenseGeneral):
+    """A dense layer, and the low-rank change of its kernel where the parameters hold one (lora.py)."""
+
+    change: float = 1.0
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        out = super().__call__(inputs)
+        if not self.has_variable("lora", "a"):
+            return out
+        a, b = (self.get_variable("lora", name).astype(inputs.dtype) for name in ("a", "b"))
+        return out + self.change * jnp.tensordot(jnp.tensordot(inputs, a, a.ndim - 1), b, 1)
+
+
+def _project(config: ModelConfig, name: str, features, *, bias: bool, axis: Any = -1) -> Projection:
     dtype = jnp.dtype(config.dtype)
-    return nn.DenseGeneral(
-        features, axis=axis, use_bias=bias, dtype=dtype, param_dtype=dtype, kernel_init=INITIAL_KERNEL, name=name
+    return Projection(
+        features,
+        axis=axis,
+        use_bias=bias,
+        dtype=dtype,
+        param_dtype=dtype,
+        kernel_init=INITIAL_KERNEL,
+        name=name,
+        change=1.0 if config.lora is None else config.lora.scale,
     )
 
 
@@ -148,7 +169,7 @@ class Stack(nn.Module):
             layer = nn.remat(Layer, prevent_cse=False, policy=KEEP_ATTENTION)
         scanned = nn.scan(
             layer,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.layers,
@@ -212,7 +233,11 @@ class Decoder:
 
     def run(self, params: Params, token, position, attend: Attend, cache) -> tuple[jax.Array, Any]:
         """The same forward with another way to attend, for caches: token and position i32[...]."""
-        return Stack(self.config, attend).apply({"params": params}, token, position, cache)
+        params = dict(params)
+        adapter = {"lora": params.pop("lora")} if "lora" in params else {}
+        if adapter and self.config.lora is None:
+            raise ValueError("params hold an adapter that this decoder does not know: use the decoder of add_lora")
+        return Stack(self.config, attend).apply({"params": params, **adapter}, token, position, cache)
 
     def head(self, params: Params) -> jax.Array:
         """f[W, V]: hidden states times this are logits."""

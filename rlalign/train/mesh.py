@@ -41,6 +41,21 @@ RULES: dict[str, P] = {
     "mlp/up/bias": P(None, "tensor"),
     "mlp/down/kernel": P(None, "tensor", "fsdp"),
     "head/kernel": P("fsdp", "tensor"),
+    # Adapters (lora.py): cut like their kernels, the rank whole.
+    "attention/query/a": P(None, "fsdp", None),
+    "attention/query/b": P(None, None, "tensor", None),
+    "attention/key/a": P(None, "fsdp", None),
+    "attention/key/b": P(None, None, "tensor", None),
+    "attention/value/a": P(None, "fsdp", None),
+    "attention/value/b": P(None, None, "tensor", None),
+    "attention/output/a": P(None, "tensor", None, None),
+    "attention/output/b": P(None, None, "fsdp"),
+    "mlp/gate/a": P(None, "fsdp", None),
+    "mlp/gate/b": P(None, None, "tensor"),
+    "mlp/up/a": P(None, "fsdp", None),
+    "mlp/up/b": P(None, None, "tensor"),
+    "mlp/down/a": P(None, "tensor", None),
+    "mlp/down/b": P(None, None, "fsdp"),
 }
 
 

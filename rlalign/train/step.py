@@ -21,6 +21,7 @@ from rlalign.checks import expect
 from rlalign.forest import bucket, split
 from rlalign.hosts import fetch, put
 from rlalign.models.decoder import Decoder
+from rlalign.models.lora import frozen, trained
 from rlalign.train.mesh import (
     ROWS,
     gather_embedding,
@@ -45,16 +46,18 @@ def init_state(
 
     Args:
       decoder: the model.
-      params: its parameters; bfloat16 and float16 ones get a float32 copy in the optimizer's state.
+      params: its parameters; bfloat16 and float16 ones get a float32 copy in the optimizer's state. Of an adapted model
+        (add_lora) the adapter alone gets optimizer state and is copied: the rest is shared with the caller's.
       optimizer: the one that make_train_step gets.
       copy: False saves the memory of a second copy; the first step then deletes the caller's `params`, because it
         donates its state.
     """
     del decoder
     optimizer = with_master_weights(optimizer)
-    params = jax.tree.map(jnp.copy, params) if copy else params
+    if copy:
+        params = {**frozen(params), **jax.tree.map(jnp.copy, trained(params))}
     # Two zeros: the step donates the state, and no buffer can be donated twice.
-    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    state = TrainState(params, optimizer.init(trained(params)), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
     mesh = getattr(getattr(jax.tree.leaves(params)[0], "sharding", None), "mesh", None)  # a tracer has none
     return place_params(state, mesh) if isinstance(mesh, Mesh) else state
 
@@ -188,15 +191,17 @@ def make_train_step(
     def loss(params, batch, denominator):
         return batch_loss(model, algorithm, mesh, params, batch, denominator)
 
-    def update(state, batch):
-        state, metrics = _update(loss, optimizer, axis_name, algorithm, state, batch)
+    def update(state, rest, batch):
+        whole = lambda params, *others: loss({**rest, **params}, *others)
+        state, metrics = _update(whole, optimizer, axis_name, algorithm, state, batch)
         return keep_sharding(state, mesh), metrics
 
     try_out(algorithm)
 
     def part_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_fields(algorithm, batch)
-        return update(state, jax.tree.map(lambda x: x[None, None], batch))  # one microbatch of one shard
+        arranged = jax.tree.map(lambda x: x[None, None], batch)  # one microbatch of one shard
+        return _on_trained(update, state, arranged)
 
     if axis_name is not None:
         return part_step
@@ -214,12 +219,24 @@ class _CompiledStep:
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_fields(self.algorithm, batch)
-        return self.update(state, arrange(batch, self.microbatches, self.mesh))
+        return _on_trained(self.update, state, arrange(batch, self.microbatches, self.mesh))
 
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
         """For compile-time analysis: step.lower(state, batch).compile().memory_analysis()."""
         _check_fields(self.algorithm, batch)
-        return self.update.lower(state, arrange(batch, self.microbatches, self.mesh))
+        slim, rest = _without_frozen(state)
+        return self.update.lower(slim, rest, arrange(batch, self.microbatches, self.mesh))
+
+
+def _without_frozen(state: TrainState) -> tuple[TrainState, Params]:
+    """The state with what is trained alone, and the frozen parameters: the step donates the first, never the second."""
+    return state._replace(params=trained(state.params)), frozen(state.params)
+
+
+def _on_trained(update, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    slim, rest = _without_frozen(state)
+    new, metrics = update(slim, rest, batch)
+    return new._replace(params={**rest, **new.params}), metrics
 
 
 def _check_fields(algorithm: Algorithm, batch: Batch) -> None:
