@@ -33,12 +33,16 @@ from rlalign.io.runner import Runner, check_run, resolve
 from rlalign.models.decoder import Decoder
 from rlalign.models.lora import frozen, trained, without_lora
 from rlalign.rewards import RewardGuard
+from rlalign.rollout import sample
 from rlalign.train.optimizer import make_optimizer
 from rlalign.train.step import init_state
-from rlalign.types import Params, Prompt, TrainState
+from rlalign.types import Params, Prompt, Rollouts, TrainState
 
 # Settings that touch nothing of a run but, for num_rows, the last bits: they may differ when it is continued.
 HARMLESS = ("folder", "profile", "steps", "num_rows", "reward_workers", "keep", "checkpoint_every", "samples_shown")
+
+
+Sampler = Callable[..., Rollouts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +72,7 @@ def fit(
     reward: Callable[[Any, dict], float],
     decode: Callable[[list[int]], str] | None = None,
     algorithm: Algorithm | None = None,
+    sampler: Sampler = sample,
     mesh: Mesh | None = None,
     allow_change: Sequence[str] = (),
 ) -> Result:
@@ -81,6 +86,8 @@ def fit(
       reward: (completion, example) -> number, a plain top-level function, run in killable worker processes.
       decode: token ids -> text; None hands the ids to the reward.
       algorithm: in place of ALGORITHMS[config.algorithm].
+      sampler: what answers prompts, called as `sample` is: an outside engine (engine_sampler), or one of your own. Its
+        log-probs are not the trainer's, so config.recompute_logp must be set.
       mesh: see make_mesh; `params` must lie on it.
       allow_change: dotted names of settings that may differ from those that the run in config.folder was started with.
         What does not touch the numbers (HARMLESS) always may.
@@ -95,6 +102,11 @@ def fit(
     """
     algorithm = resolve(config, algorithm or ALGORITHMS[config.algorithm])
     check_run(config, decoder, prompts, eval_prompts, mesh)
+    if sampler is not sample and not config.recompute_logp:
+        raise ValueError(
+            "another sampler's log-probs are not the trainer's: set recompute_logp=True, which computes old log-probs "
+            "anew and weighs the difference (Algorithm.correction)"
+        )
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     reference = without_lora(params) if algorithm.needs_reference else None
@@ -108,7 +120,7 @@ def fit(
         )
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep))
         state, start = _resume(checkpoints, init_state(decoder, params, optimizer), saved, allow_change)
-        run = Runner(config, algorithm, decoder, reference, prompts, eval_prompts, guard, mesh, optimizer)
+        run = Runner(config, algorithm, decoder, reference, prompts, eval_prompts, guard, mesh, optimizer, sampler)
         compiles, highest = CompileCounter(), hosts.of_first(_best(folder / "metrics.jsonl"))
         record = stack.enter_context(_record(config, start, _about(saved, decoder)))
         asked = stack.enter_context(_asked_to_stop())

@@ -22,8 +22,7 @@ from rlalign.io.config import RunConfig
 from rlalign.io.data import prompts_at_step
 from rlalign.models.decoder import Decoder
 from rlalign.rewards import score
-from rlalign.rollout import sample
-from rlalign.train.batch import make_batch
+from rlalign.train.batch import MAX_LOG_WEIGHT, make_batch
 from rlalign.train.mesh import row_shards
 from rlalign.train.optimizer import make_schedule
 from rlalign.train.step import make_scorer, make_train_step, split_batch
@@ -58,9 +57,9 @@ class Clock:
 class Runner:
     """The pure parts of a run, compiled once: one training step, one evaluation."""
 
-    def __init__(self, config, algorithm, decoder, reference, prompts, eval_prompts, guard, mesh, optimizer):
+    def __init__(self, config, algorithm, decoder, reference, prompts, eval_prompts, guard, mesh, optimizer, sampler):
         self.config, self.algorithm, self.decoder, self.mesh = config, algorithm, decoder, mesh
-        self.prompts, self.guard = prompts, guard
+        self.prompts, self.guard, self.sample = prompts, guard, sampler
         self.eval_prompts = list(eval_prompts)[: config.eval_prompts]
         self.update = make_train_step(decoder, algorithm, optimizer, mesh=mesh, microbatches=config.microbatches)
         self.schedule = make_schedule(config.optimizer)
@@ -75,7 +74,7 @@ class Runner:
         chosen = prompts_at_step(len(self.prompts), config.prompts_per_step, seed=config.seed, step=step)
         prompts = [self.prompts[i] for i in chosen]
         with clock("rollout"):
-            rollouts = sample(
+            rollouts = self.sample(
                 self.decoder,
                 state.params,
                 prompts,
@@ -109,7 +108,7 @@ class Runner:
     def _greedy_rewards(self, params, prompts, step: int) -> Rewards:
         """Of each prompt's greedy answer (ReMax)."""
         settings = dataclasses.replace(self.config.sampling, num_samples=1, greedy=True)
-        rollouts = sample(
+        rollouts = self.sample(
             self.decoder, params, prompts, seed=self.config.seed, step=step, config=settings, mesh=self.mesh
         )
         return self._rewards(prompts, rollouts)
@@ -174,7 +173,7 @@ class Runner:
     def evaluate(self, state: TrainState, step: int, samples: Path) -> dict[str, float]:
         """One answer to each held-out prompt, with the same keys at every evaluation."""
         settings = dataclasses.replace(self.config.sampling, num_samples=1)
-        rollouts = sample(
+        rollouts = self.sample(
             self.decoder,
             state.params,
             self.eval_prompts,
@@ -208,7 +207,9 @@ class Runner:
 def rollout_metrics(config: RunConfig, prompts, rollouts: Rollouts, rewards: Rewards, batch: Batch) -> dict[str, float]:
     """What a person watches of one rollout batch; shares in [0, 1], lengths and counts in tokens.
 
-    tokens_repeated counts every sample with its prompt, tokens_stored what the forest holds of them.
+    tokens_repeated counts every sample with its prompt, tokens_stored what the forest holds of them. With
+    recompute_logp, how far the sampler is from the trainer: importance_error, the largest |pi_trainer / pi_sampler - 1|
+    of a token, and sampler_kl, the mean of log pi_sampler - log pi_trainer.
     """
     valid, mask = rewards.valid, np.asarray(rollouts.mask)
     reward = np.where(valid, np.nan_to_num(rewards.reward), 0.0)
@@ -218,7 +219,12 @@ def rollout_metrics(config: RunConfig, prompts, rollouts: Rollouts, rewards: Rew
     pulls = np.asarray(batch.advantage) != 0
     np.logical_or.at(signal, rollouts.prompt, pulls if pulls.ndim == 1 else pulls.any(axis=1))
     count = max(int(valid.sum()), 1)
-    return {
+    apart = {}
+    if config.recompute_logp and (live := np.asarray(batch.packed.mask)).any():
+        log_ratio = (np.asarray(batch.old_logp) - rollouts.behaviour_logp)[live].astype(np.float64)
+        error = np.abs(np.expm1(np.clip(log_ratio, None, MAX_LOG_WEIGHT))).max()
+        apart = {"importance_error": float(error), "sampler_kl": float(-log_ratio.mean())}
+    return apart | {
         "reward": float(reward.sum() / count),
         "accuracy": float((valid & (reward >= config.success)).sum() / count),
         "invalid_rewards": int((~valid).sum()),

@@ -1,6 +1,7 @@
 """Rollouts: sampling responses from the policy."""
 
 from rlalign.rollout.config import SampleConfig
+from rlalign.rollout.engine import Engine, EngineError, engine_sampler, sample_from
 from rlalign.rollout.sampler import sample
 
-__all__ = ["SampleConfig", "sample"]
+__all__ = ["Engine", "EngineError", "SampleConfig", "engine_sampler", "sample", "sample_from"]

@@ -152,7 +152,8 @@ def _generate(decoder, config, mesh, params, token, length, real, ids, seed, ste
     return done._replace(suffix=None)  # nobody reads the cache again
 
 
-def _check_prompts(prompts: Sequence, vocab: int) -> list[np.ndarray]:
+def check_prompts(prompts: Sequence, vocab: int) -> list[np.ndarray]:
+    """The prompts' tokens; ValueError names what is empty or outside the vocabulary."""
     if not len(prompts):
         raise ValueError("sample needs at least one prompt")
     tokens = [np.asarray(p) for p in prompts]
@@ -169,7 +170,7 @@ def _check_prompts(prompts: Sequence, vocab: int) -> list[np.ndarray]:
     return tokens
 
 
-def _own_ids(prompts: Sequence) -> list[int]:
+def own_ids(prompts: Sequence) -> list[int]:
     """Prompt.id or the place in the list; a prompt that occurs again (a step over an epoch's end) gets another."""
     seen: collections.Counter[int] = collections.Counter()
     ids = []
@@ -208,9 +209,9 @@ def sample(
     Raises:
       ValueError: an empty prompt or a token outside the vocabulary, by its index.
     """
-    tokens = _check_prompts(prompts, decoder.config.vocab_size)
+    tokens = check_prompts(prompts, decoder.config.vocab_size)
     if prompt_ids is None:
-        prompt_ids = _own_ids(prompts)
+        prompt_ids = own_ids(prompts)
     longest, window = max(map(len, tokens)) + config.max_new_tokens, decoder.config.window
     if window is not None and longest > window:
         raise ValueError(

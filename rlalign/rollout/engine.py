@@ -1,0 +1,250 @@
+"""Rollouts from an outside engine: a vLLM or SGLang server, over OpenAI's completions protocol.
+
+    engine = Engine("http://localhost:8000/v1", "policy")
+    sampler = engine_sampler(engine, refresh=reload_weights, folder="runs/weights")
+    ra.fit(config, ..., sampler=sampler)              # config.recompute_logp=True
+
+Token ids go in and come out: nothing is decoded and encoded again. The engine's log-probs are those of other kernels,
+in another precision, perhaps of weights some steps old. They become `behaviour_logp`; the trainer computes old_logp
+itself (recompute_logp) and weighs the difference by truncated importance sampling, Algorithm.correction.
+
+What the servers need, for token ids and for log-probs after temperature, top-k and top-p:
+
+    vllm serve FOLDER --served-model-name policy --logprobs-mode processed_logprobs      # 0.10.2 or newer
+    python -m sglang.launch_server --model-path FOLDER --served-model-name policy        # of 2026-07 or newer
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlalign.models.decoder import Decoder
+from rlalign.models.export import save_pretrained
+from rlalign.models.lora import ADAPTER, merge_lora
+from rlalign.rollout.config import SampleConfig
+from rlalign.rollout.sampler import check_prompts, own_ids
+from rlalign.types import Params, Rollouts, StopReason
+
+TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP codes that another try may not meet
+AT_ONCE = 64  # requests in flight
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """Where to ask.
+
+    Args:
+      url: of the API, such as http://localhost:8000/v1.
+      model: the name under which the server serves it.
+      key: the name of an environment variable with the API key; None for none.
+      timeout: seconds for all samples of one prompt.
+      retries: further tries of a request that found no server, or met a code of TRANSIENT; 1, 2, 4 ... seconds apart.
+
+    Raises:
+      ValueError: a URL that is none.
+    """
+
+    url: str
+    model: str
+    key: str | None = None
+    timeout: float = 600.0
+    retries: int = 4
+
+    def __post_init__(self):
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"Engine.url={self.url!r} must begin with http:// or https://, and usually ends in /v1")
+        if self.timeout <= 0 or self.retries < 0:
+            raise ValueError(f"need timeout > 0 and retries >= 0, got {self.timeout} and {self.retries}")
+
+
+class EngineError(RuntimeError):
+    """The server did not give what was asked for; the text names it, the prompt and the remedy."""
+
+
+def engine_sampler(
+    engine: Engine,
+    *,
+    refresh: Callable[[str], object] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    source: str | os.PathLike[str] | None = None,
+    every: int = 1,
+) -> Callable[..., Rollouts]:
+    """A function that takes what `sample` takes and asks the engine, for `fit(sampler=...)` or a loop of your own.
+
+    Args:
+      engine: the server.
+      refresh: called with a folder where the newest weights lie, to make the server load them; on SGLang
+        POST /update_weights_from_disk. None: the server's weights stay what they are.
+      folder: where the weights are saved for it, each time in a folder of their own, of which two stay; needed with
+        refresh. Adapters are merged.
+      source: the folder that the model came from, whose config and tokenizer are copied; see save_pretrained.
+      every: steps between refreshes: weights are at most so many steps old.
+
+    Returns:
+      sampler(decoder, params, prompts, *, seed, step, config, prompt_ids=None, mesh=None) -> Rollouts. Its `logp` are
+      the engine's too, so old log-probs must be recomputed. Samples repeat only as far as the engine's do for a seed.
+
+    Raises:
+      ValueError: refresh without folder. The sampler: EngineError, NotImplementedError in several processes.
+    """
+    if refresh is not None and folder is None:
+        raise ValueError("refresh needs folder=: where the weights lie for the server to load")
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
+    newest = -1
+
+    def sampler(
+        decoder, params, prompts, *, seed: int, step: int, config: SampleConfig, prompt_ids=None, mesh=None
+    ) -> Rollouts:
+        nonlocal newest
+        del mesh
+        if jax.process_count() > 1:
+            raise NotImplementedError("an outside engine answers one process: sample in it, and send the rollouts on")
+        if refresh is not None and folder is not None and step > newest and (newest < 0 or step - newest >= every):
+            refresh(str(_saved(Path(folder), step, decoder, params, source)))
+            newest = step
+        return sample_from(
+            engine, prompts, vocab=decoder.config.vocab_size, seed=seed, step=step, config=config, prompt_ids=prompt_ids
+        )
+
+    return sampler
+
+
+def _saved(folder: Path, step: int, decoder: Decoder, params: Params, source) -> Path:
+    """The folder of this step's weights; the one before stays, for a server that still reads it."""
+    if ADAPTER in params:
+        decoder, params = merge_lora(decoder, params)
+    target = folder / f"step-{step}"
+    for old in sorted(folder.glob("step-*"), key=lambda path: path.stat().st_mtime)[:-1]:
+        shutil.rmtree(old)
+    shutil.rmtree(target, ignore_errors=True)  # of a run that was stopped here
+    save_pretrained(target, decoder, params, source=source)
+    return target
+
+
+def sample_from(
+    engine: Engine,
+    prompts: Sequence,
+    *,
+    vocab: int,
+    seed: int,
+    step: int,
+    config: SampleConfig,
+    prompt_ids: Sequence[int] | None = None,
+) -> Rollouts:
+    """config.num_samples responses to each prompt; see `sample` for the arguments.
+
+    Args:
+      vocab: tokens that the model has.
+
+    Raises:
+      EngineError: no answer, or one without token ids, log-probs or the number of samples asked for.
+      ValueError: an empty prompt or a token outside the vocabulary, by its index.
+    """
+    tokens = check_prompts(prompts, vocab)
+    ids = own_ids(prompts) if prompt_ids is None else prompt_ids
+    size = (len(tokens), config.num_samples, config.max_new_tokens)
+    token, mask, logp = np.zeros(size, np.int32), np.zeros(size, bool), np.zeros(size, np.float32)
+    stop = np.zeros(size[:2], np.int32)
+
+    def fill(i: int) -> None:
+        choices = _ask(engine, _request(engine, tokens[i], config, seed=seed, step=step, own=int(ids[i])), i)
+        if len(choices) != config.num_samples:
+            raise EngineError(f"prompt {i}: {config.num_samples} samples asked for, the server gave {len(choices)}")
+        for g, choice in enumerate(sorted(choices, key=lambda choice: choice.get("index", 0))):
+            drawn, scored = _drawn(choice, config, vocab, f"prompt {i}, sample {g}")
+            token[i, g, : len(drawn)], logp[i, g, : len(drawn)], mask[i, g, : len(drawn)] = drawn, scored, True
+            ended = bool(drawn) and drawn[-1] in config.eos_ids
+            stop[i, g] = StopReason.EOS if ended else StopReason.MAX_TOKENS
+
+    with concurrent.futures.ThreadPoolExecutor(min(AT_ONCE, len(tokens))) as pool:
+        list(pool.map(fill, range(len(tokens))))  # list: raises what a thread raised
+    rows = lambda x: x.reshape(-1, *x.shape[2:])
+    owner = np.repeat(np.arange(len(tokens), dtype=np.int32), config.num_samples)
+    return Rollouts(rows(token), rows(mask), rows(logp), rows(logp), rows(stop), owner)
+
+
+def _request(engine: Engine, prompt: np.ndarray, config: SampleConfig, *, seed: int, step: int, own: int) -> dict:
+    """The body of POST /completions. Servers derive a seed for each of n samples from the one given."""
+    body: dict[str, Any] = {
+        "model": engine.model,
+        "prompt": prompt.tolist(),
+        "n": config.num_samples,
+        "max_tokens": config.max_new_tokens,
+        "temperature": 0.0 if config.greedy else config.temperature,
+        "seed": zlib.crc32(f"{seed} {step} {own}".encode()) >> 1,
+        "logprobs": 1,
+        "return_token_ids": True,
+        "stop_token_ids": list(config.eos_ids),
+        "skip_special_tokens": False,
+    }
+    if config.top_k is not None:
+        body["top_k"] = config.top_k
+    if config.top_p is not None:
+        body["top_p"] = config.top_p
+    return body
+
+
+def _ask(engine: Engine, body: dict, number: int) -> list[dict]:
+    """The choices of one request, after as many tries as it takes."""
+    headers = {"Content-Type": "application/json"}
+    if engine.key is not None:
+        if engine.key not in os.environ:
+            raise EngineError(f"Engine.key={engine.key!r}: no such environment variable; set it to the API key")
+        headers["Authorization"] = f"Bearer {os.environ[engine.key]}"
+    url = f"{engine.url.rstrip('/')}/completions"
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    for attempt in range(engine.retries + 1):
+        try:
+            with urllib.request.urlopen(request, timeout=engine.timeout) as answer:
+                return json.loads(answer.read())["choices"]
+        except urllib.error.HTTPError as error:
+            why = f"{error.code} {error.read(2000).decode(errors='replace')[:300]}"
+            again = error.code in TRANSIENT
+        except (OSError, ValueError, KeyError) as error:  # no server, a broken line, no JSON, no choices
+            why, again = f"{type(error).__name__}: {error}", isinstance(error, OSError)
+        if not again or attempt == engine.retries:
+            break
+        time.sleep(2.0**attempt)
+    raise EngineError(f"{url}, prompt {number}, after {attempt + 1} tries: {why}")
+
+
+def _drawn(choice: dict, config: SampleConfig, vocab: int, where: str) -> tuple[list[int], list[float]]:
+    """Token ids of one sample and the log-prob of each."""
+    ids, scored = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+    if ids is None:
+        raise EngineError(
+            f"{where}: the answer has no token_ids, and text encoded again may be other tokens: use a server that "
+            "knows return_token_ids (vLLM 0.10.2, SGLang of 2026-07, or newer)"
+        )
+    if scored is None or len(scored) != len(ids) or any(x is None for x in scored):
+        raise EngineError(
+            f"{where}: {len(ids)} token_ids and {0 if scored is None else len(scored)} log-probs; one each is needed: "
+            "does the server allow logprobs=1?"
+        )
+    if len(ids) > config.max_new_tokens or any(not 0 <= i < vocab for i in ids):
+        raise EngineError(
+            f"{where}: {len(ids)} tokens up to id {max(ids)}, asked for at most {config.max_new_tokens} of a "
+            f"vocabulary of {vocab}: is {choice.get('model', 'the served model')} the one that is trained?"
+        )
+    if choice.get("finish_reason") == "stop" and (not ids or ids[-1] not in config.eos_ids):
+        raise EngineError(
+            f"{where}: the server stopped at {ids[-1] if ids else 'nothing'}, which is not among eos_ids="
+            f"{config.eos_ids}: give SampleConfig the model's own (load_tokenizer(folder).eos_ids)"
+        )
+    early = [k for k, i in enumerate(ids[:-1]) if i in config.eos_ids]
+    if early:  # as a server does that was told to ignore ends
+        ids, scored = ids[: early[0] + 1], scored[: early[0] + 1]
+    return list(map(int, ids)), list(map(float, scored))
