@@ -69,8 +69,10 @@ TESTS = {  # the subset, by what it calls
     ),
     "logprobs": (
         "tests/test_logprobs.py::test_refusals_name_the_argument",
+        "tests/kernels/test_logprobs.py::test_refusals_name_the_argument[vocab alone]",
         "tests/test_logprobs.py::test_default_chunk",
         "tests/test_core_quickly.py::test_log_probs",
+        "tests/test_core_quickly.py::test_statistics_of_slices_join",
         "tests/test_logprobs.py::test_the_first_token_of_the_batch_may_be_a_parent",
     ),
 }

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rlalign import advantages, losses
+from rlalign_kernels.logprobs import statistics
 from tests import oracles, test_logprobs
 
 SAMPLES, LENGTH, GROUPS, PAIRS = 24, 5, 5, 12
@@ -201,7 +202,7 @@ def test_losses_of_pairs(x64):
 
 
 def test_log_probs(x64):
-    """Values and gradients with all options at a small chunk; values with none at the default."""
+    """Values and gradients with all options at a small chunk, and of a vocabulary in slices; values without options."""
     states, head, a, b = test_logprobs.inputs()
     options = test_logprobs.OPTIONS["all"]
 
@@ -214,9 +215,34 @@ def test_log_probs(x64):
         slope = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
         mine, whole = test_logprobs.mine, test_logprobs.whole
         plain = mine(states, head), whole(states, head, test_logprobs.NODE)
-        return (slope(states, head, mine, chunk=7), plain[0]), (slope(states, head, whole), plain[1])
+        wanted, pull_whole = jax.vjp(functools.partial(whole, node=None), states, head)
+        # Five columns each of three devices; the last two of the last are padding.
+        slices = jnp.pad(head, ((0, 0), (0, 2)), constant_values=9.0).reshape(len(head), 3, 5).swapaxes(0, 1)
+        across = functools.partial(mine, axis_name="tensor", vocab=test_logprobs.VOCAB)
+
+        def of_slice(part):
+            out, pull = jax.vjp(across, states, part)
+            return out, pull((a / 3, b / 3))
+
+        out, (by_states, by_slices) = jax.vmap(of_slice, axis_name="tensor")(slices)
+        by_head = by_slices.swapaxes(0, 1).reshape(len(head), 15)
+        # As under shard_map: each is handed a third of the cotangent, and finds its columns' part of the states'.
+        cut = jax.tree.map(lambda x: x[0], out), jnp.sum(by_states, axis=0), by_head[:, :13], by_head[:, 13:]
+        expected = wanted, *pull_whole((a, b)), jnp.zeros((len(head), 2))
+        mine_all, whole_all = slope(states, head, mine, chunk=7), slope(states, head, whole)
+        return (mine_all, plain[0], cut), (whole_all, plain[1], expected)
 
     test_logprobs.assert_near(*program(states, head), 1e-12)
+
+
+def test_statistics_of_slices_join(x64):
+    """Of a row whose target lies in the first, the second or no slice: as the whole row's, from whichever top."""
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 9)) * 3)
+    target = jnp.array([[1], [7], [-1]])
+    hot = jnp.arange(9)[None] == target
+    parts = [statistics.of_logits(logits[:, cut], hot[:, cut]) for cut in (slice(0, 4), slice(4, 9))]
+    for order in (parts, parts[::-1]):
+        test_logprobs.assert_near(statistics.joined(*order), statistics.of_logits(logits, hot), 1e-14)
 
 
 def test_bounds_are_allowed():
