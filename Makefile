@@ -11,7 +11,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 comma := ,
 BESIDE := $(EXTRA)$(if $(filter cuda,$(EXTRA)),$(comma)torch)
 
-.PHONY: quickstart test lint parity smollm2 matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates autotune kills constraints clean
+.PHONY: quickstart test lint parity smollm2 matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates bench-loading autotune kills constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)  ## a policy learns sums from rewards in front of you
@@ -74,6 +74,9 @@ bench-kernels: $(MEASURED)/.ready-$(BESIDE)  ## attention beside cuDNN and PyTor
 bench-updates: $(READY)  ## whole updates of Qwen2.5 0.5B and 1.5B shapes through the kernels: EXTRA=cuda or tpu
 	RLALIGN_KERNELS=$(if $(filter tpu,$(EXTRA)),tpu,triton) $(BIN)/python benchmarks/update.py --model qwen2_0_5b --prompt 2048 --response 512
 	RLALIGN_KERNELS=$(if $(filter tpu,$(EXTRA)),tpu,triton) $(BIN)/python benchmarks/update.py --model qwen2_1_5b --prompt 2048 --response 512
+
+bench-loading: $(PARITY)/.ready  ## load_pretrained beside transformers' on a folder of 4 GiB
+	$(PARITY)/bin/python benchmarks/loading.py $(ARGS)
 
 autotune: $(READY)  ## the fastest tiles of forest_attention here, written into its table: EXTRA=cuda or tpu, ARGS="--dry-run"
 	$(BIN)/python benchmarks/autotune.py $(ARGS)

@@ -131,6 +131,17 @@ def from_stored(leaf: Leaf, config: ModelConfig, value: np.ndarray) -> np.ndarra
     return value.transpose([letters.index(letter) for letter in used])
 
 
+def stored_view(leaf: Leaf, config: ModelConfig, value: np.ndarray) -> np.ndarray | None:
+    """One layer of a leaf, contiguous, as a view with the axes of its stored tensor; None if it is a part of one."""
+    stored, used = leaf.axes.split("->")
+    axes, shape = stored.split(","), stored_shape(leaf, config)
+    if used == "".join(axes):
+        return value.reshape(shape)
+    if used == "".join(reversed(axes)):
+        return value.reshape(shape[::-1]).T
+    return None
+
+
 def to_stored(parts: dict[Leaf, np.ndarray], config: ModelConfig) -> np.ndarray:
     """The stored tensor of one layer of its leaf, or of its three leaves; the inverse of from_stored."""
     leaf = next(iter(parts))
