@@ -204,7 +204,7 @@ def curve_svg(
     if empty := [name for name, seeds in curves.items() if not seeds] or (not curves and ["(no runs)"]):
         raise ValueError(f"no value of {key!r} in {', '.join(empty)}")
     everything = [points for seeds in curves.values() for points in seeds]
-    room = 20 + 7 * max(len(f"{name} 100.0%") for name in curves)
+    room = 20 + 8 * max(len(f"{name} 100.0%") for name in curves)
     frame, axes = _axes(everything, unit, width - room, height - 12, top=64, left=14)
     body, labels = [_heading(title or key, [len(seeds) for seeds in curves.values()], width, height), axes], []
     for index, (name, seeds) in enumerate(curves.items()):
