@@ -163,7 +163,8 @@ def _resume(
 
 def _save(checkpoints: Checkpoints, step: int, state: TrainState, saved: dict, *, best: float | None) -> None:
     """Save the step, unless a run that was killed here did, and mark it where its accuracy is the best so far."""
-    if checkpoints.problem(step) is not None:  # absent, or damaged
+    # Absent, or damaged. Asked together: a file system may show a folder to one host before another.
+    if hosts.agree(checkpoints.problem(step) is not None):
         checkpoints.save(step, state._replace(params=trained(state.params)), {"config": saved})
     if best is not None:
         checkpoints.mark_best(step, best)
