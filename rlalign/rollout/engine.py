@@ -8,14 +8,15 @@ Token ids go in and come out: nothing is decoded and encoded again. The engine's
 in another precision, perhaps of weights some steps old. They become `behaviour_logp`; the trainer computes old_logp
 itself (recompute_logp) and weighs the difference by truncated importance sampling, Algorithm.correction.
 
-What the servers need, for token ids and for log-probs after temperature, top-k and top-p:
+What the servers need (vLLM 0.10.2, SGLang of 2026-07, or newer), for log-probs after temperature, top-k and top-p:
 
-    vllm serve FOLDER --served-model-name policy --logprobs-mode processed_logprobs      # 0.10.2 or newer
-    python -m sglang.launch_server --model-path FOLDER --served-model-name policy        # of 2026-07 or newer
+    vllm serve FOLDER --served-model-name policy --logprobs-mode processed_logprobs --generation-config vllm
+    python -m sglang.launch_server --model-path FOLDER --served-model-name policy --sampling-defaults openai
 """
 
 import concurrent.futures
 import dataclasses
+import http.client
 import json
 import os
 import shutil
@@ -32,7 +33,7 @@ import numpy as np
 
 from rlalign.models.decoder import Decoder
 from rlalign.models.export import save_pretrained
-from rlalign.models.lora import ADAPTER, merge_lora
+from rlalign.models.lora import ADAPTER, merge_lora, trained
 from rlalign.rollout.config import SampleConfig
 from rlalign.rollout.sampler import check_prompts, own_ids
 from rlalign.types import Params, Rollouts, StopReason
@@ -90,7 +91,8 @@ def engine_sampler(
       folder: where the weights are saved for it, each time in a folder of their own, of which two stay; needed with
         refresh. Adapters are merged.
       source: the folder that the model came from, whose config and tokenizer are copied; see save_pretrained.
-      every: steps between refreshes: weights are at most so many steps old.
+      every: refresh when so many calls had new parameters, evaluations too: the server's weights are less than so many
+        updates old.
 
     Returns:
       sampler(decoder, params, prompts, *, seed, step, config, prompt_ids=None, mesh=None) -> Rollouts. Its `logp` are
@@ -103,18 +105,20 @@ def engine_sampler(
         raise ValueError("refresh needs folder=: where the weights lie for the server to load")
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
-    newest = -1
+    loaded, known, changes = 0, None, 0
 
     def sampler(
         decoder, params, prompts, *, seed: int, step: int, config: SampleConfig, prompt_ids=None, mesh=None
     ) -> Rollouts:
-        nonlocal newest
+        nonlocal loaded, known, changes
         del mesh
         if jax.process_count() > 1:
             raise NotImplementedError("an outside engine answers one process: sample in it, and send the rollouts on")
-        if refresh is not None and folder is not None and step > newest and (newest < 0 or step - newest >= every):
-            refresh(str(_saved(Path(folder), step, decoder, params, source)))
-            newest = step
+        leaf = jax.tree.leaves(trained(params))[0]
+        known, changes = leaf, changes + (leaf is not known)
+        if refresh is not None and folder is not None and (not loaded or changes >= every):
+            loaded, changes = loaded + 1, 0
+            refresh(str(_saved(Path(folder), loaded, decoder, params, source)))
         return sample_from(
             engine, prompts, vocab=decoder.config.vocab_size, seed=seed, step=step, config=config, prompt_ids=prompt_ids
         )
@@ -122,12 +126,12 @@ def engine_sampler(
     return sampler
 
 
-def _saved(folder: Path, step: int, decoder: Decoder, params: Params, source) -> Path:
-    """The folder of this step's weights; the one before stays, for a server that still reads it."""
+def _saved(folder: Path, number: int, decoder: Decoder, params: Params, source) -> Path:
+    """A folder of these weights; the one before stays, for a server that still reads it."""
     if ADAPTER in params:
         decoder, params = merge_lora(decoder, params)
-    target = folder / f"step-{step}"
-    for old in sorted(folder.glob("step-*"), key=lambda path: path.stat().st_mtime)[:-1]:
+    target = folder / f"rlalign-weights-{number}"
+    for old in sorted(folder.glob("rlalign-weights-*"), key=lambda path: path.stat().st_mtime)[:-1]:
         shutil.rmtree(old)
     shutil.rmtree(target, ignore_errors=True)  # of a run that was stopped here
     save_pretrained(target, decoder, params, source=source)
@@ -189,11 +193,14 @@ def _request(engine: Engine, prompt: np.ndarray, config: SampleConfig, *, seed: 
         "return_token_ids": True,
         "stop_token_ids": list(config.eos_ids),
         "skip_special_tokens": False,
+        # Said even where nothing is cut: servers fill in what is left out from the model's generation_config.json.
+        "top_k": -1 if config.top_k is None else config.top_k,
+        "top_p": 1.0 if config.top_p is None else config.top_p,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
     }
-    if config.top_k is not None:
-        body["top_k"] = config.top_k
-    if config.top_p is not None:
-        body["top_p"] = config.top_p
     return body
 
 
@@ -209,12 +216,14 @@ def _ask(engine: Engine, body: dict, number: int) -> list[dict]:
     for attempt in range(engine.retries + 1):
         try:
             with urllib.request.urlopen(request, timeout=engine.timeout) as answer:
-                return json.loads(answer.read())["choices"]
+                return list(json.loads(answer.read())["choices"])
         except urllib.error.HTTPError as error:
             why = f"{error.code} {error.read(2000).decode(errors='replace')[:300]}"
             again = error.code in TRANSIENT
-        except (OSError, ValueError, KeyError) as error:  # no server, a broken line, no JSON, no choices
-            why, again = f"{type(error).__name__}: {error}", isinstance(error, OSError)
+        except (OSError, http.client.HTTPException) as error:  # no server, a broken line
+            why, again = f"{type(error).__name__}: {error}", True
+        except (ValueError, KeyError, TypeError) as error:  # no JSON, no choices
+            why, again = f"{type(error).__name__}: {error}", False
         if not again or attempt == engine.retries:
             break
         time.sleep(2.0**attempt)
@@ -234,12 +243,20 @@ def _drawn(choice: dict, config: SampleConfig, vocab: int, where: str) -> tuple[
             f"{where}: {len(ids)} token_ids and {0 if scored is None else len(scored)} log-probs; one each is needed: "
             "does the server allow logprobs=1?"
         )
+    reason = choice.get("finish_reason")
+    if reason not in ("stop", "length") or (reason == "length" and len(ids) < config.max_new_tokens):
+        raise EngineError(
+            f"{where}: finish_reason={reason!r} after {len(ids)} of {config.max_new_tokens} tokens: the server gave "
+            "up, or its context is shorter than the prompt and max_new_tokens"
+        )
+    if not np.isfinite(scored).all():
+        raise EngineError(f"{where}: a log-prob is not finite: {scored}")
     if len(ids) > config.max_new_tokens or any(not 0 <= i < vocab for i in ids):
         raise EngineError(
             f"{where}: {len(ids)} tokens up to id {max(ids)}, asked for at most {config.max_new_tokens} of a "
             f"vocabulary of {vocab}: is {choice.get('model', 'the served model')} the one that is trained?"
         )
-    if choice.get("finish_reason") == "stop" and (not ids or ids[-1] not in config.eos_ids):
+    if reason == "stop" and (not ids or ids[-1] not in config.eos_ids):
         raise EngineError(
             f"{where}: the server stopped at {ids[-1] if ids else 'nothing'}, which is not among eos_ids="
             f"{config.eos_ids}: give SampleConfig the model's own (load_tokenizer(folder).eos_ids)"

@@ -120,6 +120,13 @@ def test_what_is_asked(server, monkeypatch):
     assert server.headers[0]["Authorization"] == "Bearer secret"
 
 
+def test_nothing_is_left_to_the_servers_defaults(server):
+    """Which are those of the model's generation_config.json."""
+    ask(server, PROMPTS[:1])
+    plain = {"top_k": -1, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert {name: server.asked[0][name] for name in plain} == plain
+
+
 def test_a_server_that_is_busy_is_asked_again(server):
     server.failures = [503, 500, 429]
     assert ask(server, PROMPTS[:1]).mask.any()
@@ -137,11 +144,17 @@ def spoiled(change):
         (spoiled(lambda c: {"token_ids": None}), "prompt 0, sample 0: the answer has no token_ids.*vLLM 0.10.2"),
         (spoiled(lambda c: {"logprobs": None}), "token_ids and 0 log-probs; one each"),
         (spoiled(lambda c: {"logprobs": {"token_logprobs": [None] * len(c["token_ids"])}}), "does the server allow"),
+        (spoiled(lambda c: {"finish_reason": "abort"}), "finish_reason='abort' after .* the server gave up"),
+        (spoiled(lambda c: {"finish_reason": "length", "token_ids": [3], "logprobs": {"token_logprobs": [-1.0]}}),
+         "finish_reason='length' after 1 of 4 tokens: .* its context is shorter"),
+        (spoiled(lambda c: {"logprobs": {"token_logprobs": [float("nan")] * len(c["token_ids"])}}), "is not finite"),
+        (lambda choices: None, "prompt 0, after 1 tries: TypeError"),
         (spoiled(lambda c: {"token_ids": [99] * len(c["token_ids"])}), "up to id 99.* vocabulary of 14"),
         (spoiled(lambda c: {"token_ids": [3], "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "stop"}),
          r"stopped at 3, which is not among eos_ids=\(1,\)"),
     ],
-    ids=["too few", "no ids", "no logprobs", "null logprobs", "another model", "another end"],
+    ids=["too few", "no ids", "no logprobs", "null logprobs",
+         "aborted", "short", "nan", "no choices", "another model", "another end"],
 )  # fmt: skip
 def test_answers_that_cannot_be_trained_on_are_refused(server, spoil, message):
     server.spoil = spoil
@@ -219,7 +232,7 @@ def test_fit_trains_from_a_server_that_follows_it(tmp_path):
             )
             result = fit(settings(tmp_path / f"run{every}"), follow)
         kept = sorted(path.name for path in (tmp_path / f"weights{every}").iterdir())
-        assert kept == {1: ["step-1", "step-2"], 100: ["step-0"]}[every]
+        assert kept == {1: ["rlalign-weights-3", "rlalign-weights-4"], 100: ["rlalign-weights-1"]}[every]
         assert int(result.state.step) >= 2
         ratios[every] = [row["importance_error"] for row in read_metrics(result.folder / "metrics.jsonl")[:3]]
     assert max(ratios[1]) < 1e-4
