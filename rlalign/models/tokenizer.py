@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+SPARE = 8  # ids of a tokenizer that may lie beyond the model's vocabulary
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 
 
@@ -62,8 +63,9 @@ class Tokenizer:
           learn: every turn of the assistant, or the last alone.
 
         Raises:
-          ValueError: as chat; no message of the assistant's; with learn="all", a template that writes an earlier turn
-            otherwise once later ones follow, so that the model would learn what it never sees when it samples.
+          ValueError: as chat; no message of the assistant's, or one that the template ends with no end token; with
+            learn="all", a template that writes an earlier turn otherwise once later ones follow, so that the model
+            would learn what it never sees when it samples.
         """
         if learn not in ("all", "last"):
             raise ValueError(f"learn must be 'all' or 'last', got {learn!r}")
@@ -88,7 +90,12 @@ class Tokenizer:
     def _words(self, tokens: np.ndarray) -> np.ndarray:
         """b[P], True up to the first end token."""
         ends = np.flatnonzero(np.isin(tokens, self.eos_ids))
-        return np.arange(len(tokens)) <= (ends[0] if ends.size else len(tokens))
+        if not ends.size:
+            raise ValueError(
+                f"the chat template ends the assistant's turn {self.decode(tokens, special=True)!r:.80} with none of "
+                f"eos_ids={self.eos_ids}: a model that learns it never stops; give Tokenizer(inner, eos_ids) its end"
+            )
+        return np.arange(len(tokens)) <= ends[0]
 
     def _turns(self, messages: Sequence[Message], *, learn: str | None = None) -> list[tuple[np.ndarray, bool]]:
         """(tokens, whether they are to be learnt) of each stretch of a conversation, encoded by itself.
@@ -169,12 +176,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"{folder} names no eos_token_id: no response would ever end; add it to generation_config.json"
         )
     eos_ids = tuple(eos) if isinstance(eos, list) else (int(eos),)
-    # Models pad their vocabulary beyond the tokenizer's, never the other way round.
+    # Models pad their vocabulary beyond the tokenizer's, not the other way round.
     vocab = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or len(inner)
-    beyond = max(*eos_ids, len(inner) - 1, 0)
-    if beyond >= vocab:
+    # But for a few added tokens that a model of text never sees (Gemma 3's image token); sampling checks each prompt.
+    highest = max(*eos_ids, len(inner) - 1)
+    if max(*eos_ids, len(inner) - 1 - SPARE) >= vocab:
         raise ValueError(
-            f"{folder}: the tokenizer has ids up to {beyond}, config.json's vocab_size is {vocab}: the two do not "
+            f"{folder}: the tokenizer has ids up to {highest}, config.json's vocab_size is {vocab}: the two do not "
             "belong together, or tokens were added without widening the model"
         )
     return Tokenizer(inner, eos_ids)

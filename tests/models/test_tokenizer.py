@@ -105,6 +105,12 @@ def test_special_tokens_are_the_templates_alone(write):
     assert tokenizer.decode(tokenizer.encode("abcäb\n")) == "abcäb\n"
 
 
+def test_a_turn_that_nothing_ends_is_refused(write):
+    tokenizer = load_tokenizer(write(config={"eos_token_id": 7}))
+    with pytest.raises(ValueError, match=r"with none of eos_ids=\(7,\): a model that learns it never stops"):
+        tokenizer.dialogue(TALK)
+
+
 def test_drift_is_found(write):
     """A policy may sample a and b where the tokenizer would write ab."""
     tokenizer = load_tokenizer(write())
