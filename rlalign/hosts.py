@@ -70,10 +70,13 @@ def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
 
 
 def fetch(tree: Any) -> Any:
-    """Whole arrays on the host of every process, as NumPy."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), tree)
+    """Whole arrays on the host, as NumPy. Those that lie on several hosts must be asked for by all processes."""
+
+    def whole(x: Any) -> Any:
+        here = not isinstance(x, jax.Array) or x.is_fully_addressable
+        return jax.device_get(x) if here else np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(whole, tree)
 
 
 def share(count: int) -> slice:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from rlalign import hosts
 from rlalign.models.config import ModelConfig
 from rlalign.models.decoder import Decoder
 from rlalign.models.families import FAMILIES, from_hugging_face
@@ -37,7 +37,7 @@ def save_pretrained(
     source: str | Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a folder that load_pretrained and transformers' from_pretrained read.
+    """Write a folder that load_pretrained and transformers' from_pretrained read; of several processes the first does.
 
     Args:
       folder: made if it is not there; must hold no weights yet.
@@ -49,10 +49,12 @@ def save_pretrained(
 
     Raises:
       FileExistsError: the folder holds weights.
-      ValueError: a config that no family has, or that is not the source's, with the fields that differ.
+      ValueError: a config that no family has, or that is not the source's, with the fields that differ; an adapter.
     """
+    if "lora" in params or decoder.config.lora is not None:
+        raise ValueError("the parameters hold an adapter, which a folder has no place for: merge_lora(decoder, params)")
     folder = Path(folder)
-    if folder.is_dir() and any(path.name.endswith(_WEIGHTS) for path in folder.iterdir()):
+    if hosts.agree(folder.is_dir() and any(path.name.endswith(_WEIGHTS) for path in folder.iterdir())):
         raise FileExistsError(f"{folder} holds weights already; choose another folder, or remove them")
     config = decoder.config
     if source is None:
@@ -63,11 +65,15 @@ def save_pretrained(
         _check_same(config, from_hugging_face(text), f"{Path(source) / _CONFIG} is of another model")
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(folder, config, params, shard_bytes)
+    if not hosts.first():
+        hosts.wait_for_all("export")
+        return
     (folder / _CONFIG).write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
     for path in () if source is None else sorted(Path(source).iterdir()):
         text_file = path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt")
         if text_file and path.name != _CONFIG and not path.name.endswith(_WEIGHTS):
             shutil.copyfile(path, folder / path.name)
+    hosts.wait_for_all("export")
 
 
 def to_hugging_face(config: ModelConfig) -> dict[str, Any]:
@@ -177,7 +183,7 @@ def _value(params: Mapping[str, Any], path: str, layer: int | None) -> np.ndarra
     value: Any = params
     for name in path.split("/"):
         value = value[name]
-    return np.asarray(jax.device_get(value if layer is None else value[layer]))
+    return np.asarray(hosts.fetch(value if layer is None else value[layer]))
 
 
 def _files(config: ModelConfig, found: Mapping[str, Any], shard_bytes: int) -> Iterator[list[str]]:
@@ -204,7 +210,8 @@ def _write_weights(folder: Path, config: ModelConfig, params: Params, shard_byte
             parts = {there[path]: _value(params, path, layer) for path, layer in found[name]}
             tensors[name] = to_stored(parts, config)
             index[name], total = file, total + tensors[name].nbytes
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-    if len(files) > 1:
+        if hosts.first():
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(files) > 1 and hosts.first():
         text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
         (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")

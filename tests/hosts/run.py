@@ -73,6 +73,7 @@ if __name__ == "__main__":
     parser.add_argument("--patience", type=int, default=30)
     parser.add_argument("--seed", choices=("same", "own"), default="same")
     parser.add_argument("--save", default="")
+    parser.add_argument("--export", default="")
     for axis in ("data", "fsdp", "tensor"):
         parser.add_argument(f"--{axis}", type=int, default=1)
     flags = parser.parse_args()
@@ -82,3 +83,6 @@ if __name__ == "__main__":
     leaves = train(flags.folder, mesh, steps=flags.steps, seed=seed)
     if flags.save and hosts.first():
         np.savez(flags.save, **leaves)
+    if flags.export:
+        decoder = ra.Decoder(MODEL)
+        ra.save_pretrained(flags.export, decoder, ra.place_params(decoder.init(3), mesh))

@@ -90,12 +90,16 @@ def test_several_devices_train_like_one(devices, one, tmp_path):
 def test_two_processes_train_like_one_device_and_go_on_as_one(one, tmp_path):
     """Process 0 alone writes; what both saved, one process reads on other devices."""
     folder, saved = tmp_path / "run", tmp_path / "leaves.npz"
-    codes = finish(start(folder, "--steps", STEPS, "--data", 2, "--fsdp", 2, "--save", saved))
+    exported = tmp_path / "exported"
+    flags = ("--steps", STEPS, "--data", 2, "--fsdp", 2, "--save", saved, "--export", exported)
+    codes = finish(start(folder, *flags))
     assert codes == [0, 0], pathlib.Path(f"{folder}.1.log").read_text()[-3000:]
     assert_same(np.load(saved), folder, one)
     assert len(read_metrics(folder / "samples.jsonl")) == 2 * 8
     mesh = ra.make_mesh(tensor=2)
     decoder = ra.Decoder(job.MODEL)
+    for a, b in zip(*map(jax.tree.leaves, (ra.load_pretrained(exported)[1], decoder.init(3))), strict=True):
+        np.testing.assert_array_equal(a, b)
     like = init_state(decoder, ra.place_params(decoder.init(1), mesh), ra.make_optimizer(ra.OptimizerConfig()))
     with Checkpoints(folder / "checkpoints") as checkpoints:
         state, meta = checkpoints.restore(None, like)

@@ -198,3 +198,13 @@ def test_models_that_are_refused():
         merge_lora(decoder, without_lora(both))
     with pytest.raises(ValueError, match="use the decoder of add_lora"):
         logits(ra.Decoder(QWEN2), both, forest())
+
+
+def test_an_adapter_is_not_lost_on_export(tmp_path):
+    decoder, params = adapted(QWEN2)
+    for one in (decoder, ra.Decoder(QWEN2)):
+        with pytest.raises(ValueError, match=r"a folder has no place for: merge_lora\(decoder, params\)"):
+            ra.save_pretrained(tmp_path, one, params)
+    ra.save_pretrained(tmp_path, *merge_lora(decoder, params))
+    read, again = ra.load_pretrained(tmp_path)
+    np.testing.assert_allclose(logits(read, again, forest()), logits(decoder, params, forest()), rtol=0, atol=1e-5)
