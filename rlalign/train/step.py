@@ -221,11 +221,15 @@ class _CompiledStep:
         _check_fields(self.algorithm, batch)
         return _on_trained(self.update, state, arrange(batch, self.microbatches, self.mesh))
 
-    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
-        """For compile-time analysis: step.lower(state, batch).compile().memory_analysis()."""
+    def trace(self, state: TrainState, batch: Batch) -> jax.stages.Traced:
+        """What would be compiled, of arrays or of their shapes."""
         _check_fields(self.algorithm, batch)
         slim, rest = _without_frozen(state)
-        return self.update.lower(slim, rest, arrange(batch, self.microbatches, self.mesh))
+        return self.update.trace(slim, rest, arrange(batch, self.microbatches, self.mesh))
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """For compile-time analysis: step.lower(state, batch).compile().memory_analysis()."""
+        return self.trace(state, batch).lower()
 
 
 def _without_frozen(state: TrainState) -> tuple[TrainState, Params]:

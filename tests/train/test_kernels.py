@@ -9,7 +9,6 @@ import pytest
 from jax.sharding import AbstractMesh, use_abstract_mesh
 
 import rlalign as ra
-from rlalign.train.step import arrange
 from tests.kernels.test_pallas import H100, KERNELS
 from tests.tiny import ragged_groups
 
@@ -37,7 +36,7 @@ def run(backend):
         patch.setenv("RLALIGN_KERNELS", backend)
         jax.clear_caches()  # the environment is read when a program is traced
         step, start, batch = update()
-        assert (backend == "xla") != ("pallas_call" in str(step.update.trace(start(), arrange(batch, 1, None)).jaxpr))
+        assert (backend == "xla") != ("pallas_call" in str(step.trace(start(), batch).jaxpr))
         state, metrics = step(start(), batch)
         jax.clear_caches()
     return state.params, metrics["loss"], metrics["grad_norm"]
@@ -59,7 +58,6 @@ def test_an_update_lowers_for_its_device(backend, monkeypatch):
     platform, call = KERNELS[backend]
     with use_abstract_mesh(AbstractMesh((), (), abstract_device=H100)) if backend == "triton" else nullcontext():
         step, start, batch = update()
-        traced = step.update.trace(jax.eval_shape(start), arrange(batch, 1, None))
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        text = step.trace(jax.eval_shape(start), batch).lower(lowering_platforms=(platform,)).as_text()
     assert text.count(call) == 5
     assert all(name in text for name in NAMES)
