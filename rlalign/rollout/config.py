@@ -15,6 +15,8 @@ class SampleConfig:
       top_k: sample among the k largest logits; None for all.
       top_p: sample among the most likely tokens whose mass reaches p, after top_k; None for all.
       greedy: always the most likely token.
+      gather_weights: on a mesh with fsdp, the weights are gathered once a rollout, so that each device holds 1 / tensor
+        of them while it samples. False gathers each layer again at every token: slow, for models that do not fit so.
 
     Raises:
       ValueError: a setting out of range, with its value and the remedy.
@@ -27,6 +29,7 @@ class SampleConfig:
     top_k: int | None = None
     top_p: float | None = None
     greedy: bool = False
+    gather_weights: bool = True
 
     def __post_init__(self):
         object.__setattr__(self, "eos_ids", tuple(int(i) for i in self.eos_ids))

@@ -20,7 +20,7 @@ from rlalign.hosts import fetch, put
 from rlalign.models.decoder import Decoder
 from rlalign.rollout.cache import Prefix, Suffix, attend_decode, attend_prefill, empty_prefix, empty_suffix
 from rlalign.rollout.config import SampleConfig
-from rlalign.train.mesh import ROWS, gather_embedding, row_shards, shard_decoder
+from rlalign.train.mesh import ROWS, gather_embedding, gather_params, row_shards, shard_decoder
 from rlalign.types import Params, Prompt, Rollouts, StopReason, TokenForest
 
 SHORTEST_PROMPT = 8  # prompts are padded to a bucket of at least this many tokens
@@ -106,7 +106,7 @@ def _prefill(decoder: Decoder, params: Params, token: jax.Array, length: jax.Arr
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _generate(decoder, config, mesh, params, token, length, real, ids, seed, step) -> _Progress:
     """All responses to prompts i32[B, P]; rows with real False are padding and never start."""
-    params = gather_embedding(params, mesh)
+    params = (gather_params if config.gather_weights else gather_embedding)(params, mesh)
     head, samples, size = decoder.head(params), config.num_samples, config.max_new_tokens
     prompts = token.shape[0]
     wide = jnp.promote_types(decoder.config.dtype, jnp.float32)
@@ -181,6 +181,31 @@ def own_ids(prompts: Sequence) -> list[int]:
     return ids
 
 
+def prompt_buckets(prompts: int, longest: int, mesh: Mesh | None) -> tuple[int, int]:
+    """(B, P): the shape that so many prompts of at most `longest` tokens are padded to."""
+    shards = row_shards(mesh)
+    return bucket(-(-prompts // shards)) * shards, bucket(max(SHORTEST_PROMPT, longest))
+
+
+def trace_sample(
+    decoder: Decoder, params: Params, *, prompts: int, longest: int, config: SampleConfig, mesh: Mesh | None = None
+) -> jax.stages.Traced:
+    """What `sample` would compile for so many prompts of at most `longest` tokens.
+
+    Args:
+      decoder: the model.
+      params: its parameters, or their shapes with shardings; none of the mesh's devices are needed.
+      prompts, longest: how many, and their tokens.
+      config, mesh: as in sample.
+    """
+    count, width = prompt_buckets(prompts, longest, mesh)
+    place = None if mesh is None else NamedSharding(mesh, P(ROWS))
+    kinds = {(count, width): np.int32, (count,): np.int32}
+    token, length = (jax.ShapeDtypeStruct(shape, kind, sharding=place) for shape, kind in kinds.items())
+    real, ids = (jax.ShapeDtypeStruct((count,), kind, sharding=place) for kind in (np.bool_, np.uint32))
+    return _generate.trace(shard_decoder(decoder, mesh), config, mesh, params, token, length, real, ids, 0, 0)
+
+
 def sample(
     decoder: Decoder,
     params: Params,
@@ -220,9 +245,7 @@ def sample(
         )
     if len(prompt_ids) != len(prompts):
         raise ValueError(f"prompt_ids has {len(prompt_ids)} entries for {len(prompts)} prompts")
-    shards = row_shards(mesh)
-    count = bucket(-(-len(tokens) // shards)) * shards
-    width = bucket(max(SHORTEST_PROMPT, max(map(len, tokens))))
+    count, width = prompt_buckets(len(tokens), max(map(len, tokens)), mesh)
     token, length = np.zeros((count, width), np.int32), np.ones(count, np.int32)
     ids, real = np.zeros(count, np.uint32), np.arange(count) < len(tokens)
     for i, p in enumerate(tokens):

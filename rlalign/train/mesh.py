@@ -131,6 +131,18 @@ def gather_embedding(params: Params, mesh: Mesh | None) -> Params:
     return {**params, "embedding": whole}
 
 
+def gather_params(params: Params, mesh: Mesh | None) -> Params:
+    """All parameters whole along fsdp, cut over tensor alone: for loops that read them once a token."""
+    if mesh is None:
+        return params
+
+    def whole(path, x):
+        spec = P(*(name if name != "fsdp" else None for name in _spec(_path(path), x.shape, mesh)))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    return jax.tree_util.tree_map_with_path(whole, params)
+
+
 def check_mesh(decoder: Decoder, mesh: Mesh) -> None:
     """Refuse a mesh that cannot hold the decoder's heads."""
     kv_heads, tensor = decoder.config.kv_heads, mesh.shape["tensor"]

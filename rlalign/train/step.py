@@ -106,7 +106,7 @@ def _split_pairs(pair, sample: np.ndarray):
     return out
 
 
-def _gradient(loss, params, batch: Batch, axis_name: str | None, algorithm: Algorithm):
+def _gradient(loss, params, batch: Batch, axis_name: str | None, mesh: Mesh | None, algorithm: Algorithm):
     """Gradient and metrics summed over microbatches [microbatches, S, ...], and over axis_name."""
     mask = batch.packed.mask
 
@@ -121,26 +121,29 @@ def _gradient(loss, params, batch: Batch, axis_name: str | None, algorithm: Algo
         share = part_share(algorithm, micro, tokens, denominator)
         combine = {k: v if k in MAXIMA or k == "loss" else v * share for k, v in metrics.items()}
         wide = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient)
-        return wide, combine
+        return keep_sharding(wide, mesh), combine  # cut before it is summed: the head's alone is 2 GiB of a 7B model
 
     def add(carry, micro):
         gradient, metrics = part(micro)
         summed = {k: jnp.maximum(carry[1][k], v) if k in MAXIMA else carry[1][k] + v for k, v in metrics.items()}
         return (jax.tree.map(jnp.add, carry[0], gradient), summed), None
 
-    first = part(jax.tree.map(lambda x: x[0], batch))
-    rest = jax.tree.map(lambda x: x[1:], batch)
-    (gradient, metrics), _ = jax.lax.scan(add, first, rest) if mask.shape[0] > 1 else (first, None)
+    first = jax.tree.map(lambda x: x[0], batch)
+    if mask.shape[0] == 1:
+        gradient, metrics = part(first)
+    else:  # metrics that are combined by their maximum are not negative, so all sums begin at 0
+        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, first))
+        (gradient, metrics), _ = jax.lax.scan(add, (keep_sharding(start[0], mesh), start[1]), batch)
     if axis_name:
         metrics = {k: jax.lax.pmax(v, axis_name) if k in MAXIMA else total(v) for k, v in metrics.items()}
     return total(gradient), metrics | {"tokens": total(jnp.sum(mask))}
 
 
 def _update(
-    loss, optimizer, axis_name, algorithm: Algorithm, state: TrainState, batch: Batch
+    loss, optimizer, axis_name, mesh: Mesh | None, algorithm: Algorithm, state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step; a gradient that is not finite, or exactly zero, leaves parameters and moments as they are."""
-    gradient, metrics = _gradient(loss, state.params, batch, axis_name, algorithm)
+    gradient, metrics = _gradient(loss, state.params, batch, axis_name, mesh, algorithm)
     norm = optax.tree.norm(gradient)
     # A zero gradient holds no information, but Adam's moments would decay and move the parameters all the same.
     good = jnp.isfinite(norm) & (norm > 0)
@@ -193,7 +196,7 @@ def make_train_step(
 
     def update(state, rest, batch):
         whole = lambda params, *others: loss({**rest, **params}, *others)
-        state, metrics = _update(whole, optimizer, axis_name, algorithm, state, batch)
+        state, metrics = _update(whole, optimizer, axis_name, mesh, algorithm, state, batch)
         return keep_sharding(state, mesh), metrics
 
     try_out(algorithm)
@@ -222,10 +225,12 @@ class _CompiledStep:
         return _on_trained(self.update, state, arrange(batch, self.microbatches, self.mesh))
 
     def trace(self, state: TrainState, batch: Batch) -> jax.stages.Traced:
-        """What would be compiled, of arrays or of their shapes."""
+        """What would be compiled, of a state of arrays or of their shapes; needs none of the mesh's devices."""
         _check_fields(self.algorithm, batch)
         slim, rest = _without_frozen(state)
-        return self.update.trace(slim, rest, arrange(batch, self.microbatches, self.mesh))
+        place = None if self.mesh is None else NamedSharding(self.mesh, P(None, ROWS))
+        shape = lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=place)
+        return self.update.trace(slim, rest, jax.tree.map(shape, _cut(batch, self.microbatches, self.mesh)))
 
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
         """For compile-time analysis: step.lower(state, batch).compile().memory_analysis()."""
@@ -279,15 +284,16 @@ def _check_labels(label: np.ndarray) -> None:
         raise ValueError("labels (Batch.advantage) are 0 and above: a bad response is -1, 0 is left out")
 
 
-def arrange(batch: Batch, microbatches: int, mesh: Mesh | None) -> Batch:
-    """Fields cut into [microbatches, shards, ...] and, on a mesh, put where the step wants them."""
+def _cut(batch: Batch, microbatches: int, mesh: Mesh | None) -> Batch:
+    """Fields cut into [microbatches, shards, ...], on the host."""
     shards = row_shards(mesh)
     parts = split_batch(batch, microbatches * shards)
+    return jax.tree.map(lambda x: x.reshape(microbatches, shards, *x.shape[1:]), parts)
 
-    def shape(x):
-        return x.reshape(microbatches, shards, *x.shape[1:])
 
-    arranged = jax.tree.map(shape, parts)
+def arrange(batch: Batch, microbatches: int, mesh: Mesh | None) -> Batch:
+    """Fields cut into [microbatches, shards, ...] and, on a mesh, put where the step wants them."""
+    arranged = _cut(batch, microbatches, mesh)
     if mesh is None:
         return arranged
     return jax.tree.map(lambda x: put(x, NamedSharding(mesh, P(None, ROWS))), arranged)

@@ -12,7 +12,7 @@ import pytest
 from rlalign.compat import CompileCounter
 from rlalign.models.decoder import Decoder
 from rlalign.rollout import SampleConfig, sample
-from rlalign.rollout.sampler import _generate
+from rlalign.rollout.sampler import trace_sample
 from rlalign.train import make_mesh, make_scorer, pack_rollouts, place_params
 from rlalign.types import Prompt, StopReason, TokenForest
 from tests.tiny import GEMMA, GPT_NEOX, QWEN3, dense_decoder, random_params
@@ -309,11 +309,35 @@ def test_a_second_call_in_a_bucket_compiles_nothing():
 
 def test_no_step_copies_a_cache():
     """Tokens are written in place and layers are read where they lie: one copy of each cache, its zeros, in all."""
-    config, of = dataclasses.replace(CONFIG, max_new_tokens=130), jax.ShapeDtypeStruct
-    arrays = (of((4, 8), jnp.int32), of((4,), jnp.int32), of((4,), bool), of((4,), jnp.uint32))
-    lowered = _generate.lower(Decoder(QWEN3), config, None, params(), *arrays, 0, 0)
-    copies = re.findall(r"= f32\[2,(?:4,2,3|24),130,6\]\S* copy\(", lowered.compile().as_text())
+    config = dataclasses.replace(CONFIG, max_new_tokens=130)
+    traced = trace_sample(Decoder(QWEN3), params(), prompts=4, longest=8, config=config)
+    copies = re.findall(r"= f32\[2,(?:4,2,3|24),130,6\]\S* copy\(", traced.lower().compile().as_text())
     assert len(copies) <= 2, copies
+
+
+def loops(text):
+    """Of a compiled program: the text of every computation that a loop runs."""
+    computations = dict(re.findall(r"^%(\S+) [^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    found, waiting = {}, re.findall(r"body=%([\w.-]+)", text)
+    while waiting:
+        name = waiting.pop()
+        if name in computations and name not in found:
+            found[name] = computations[name]
+            waiting += re.findall(r"(?:calls|to_apply|body|condition)=%([\w.-]+)", found[name])
+    return "\n".join(found.values())
+
+
+@pytest.mark.parametrize("gather_weights", [True, False])
+def test_weights_are_gathered_before_the_first_token_or_at_each(gather_weights):
+    mesh, config = make_mesh(fsdp=4), dataclasses.replace(CONFIG, gather_weights=gather_weights)
+    placed = place_params(params(), mesh)
+    traced = trace_sample(Decoder(QWEN3), placed, prompts=4, longest=8, config=config, mesh=mesh)
+    text = traced.lower().compile().as_text()
+    assert "all-gather" in text
+    assert ("all-gather" in loops(text)) == (not gather_weights)
+    if not gather_weights:  # otherwise every mesh is compared
+        rollouts = sample(Decoder(QWEN3), placed, FOUR, seed=1, step=2, config=config, mesh=mesh)
+        np.testing.assert_array_equal(rollouts.tokens, usual().tokens)
 
 
 BAD_PROMPTS = {
