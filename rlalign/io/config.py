@@ -3,6 +3,7 @@
 import dataclasses
 
 from rlalign.algorithms import get_algorithm
+from rlalign.models.config import DTYPES
 from rlalign.rollout.config import SampleConfig
 from rlalign.train.optimizer import OptimizerConfig
 
@@ -36,6 +37,8 @@ class RunConfig:
       samples_shown: held-out completions kept for the report at each evaluation.
       recompute_logp: take old log-probs from the trainer instead of the sampler, and weigh the difference by
         Algorithm.correction; for samplers of another precision. One more forward a batch.
+      reference_dtype: the dtype of the frozen reference, where the algorithm needs one and no adapter can be left out:
+        "bfloat16" halves what it takes beside a float32 policy; None keeps the policy's.
       profile: "3:5" writes a jax.profiler trace of steps 3 and 4; None for none.
 
     Raises:
@@ -65,6 +68,7 @@ class RunConfig:
     reward_limit: float = 2.0
     samples_shown: int = 8
     recompute_logp: bool = False
+    reference_dtype: str | None = None
     profile: str | None = None
 
     def __post_init__(self):
@@ -83,6 +87,10 @@ class RunConfig:
             raise ValueError(
                 f"optimizer.total_steps={horizon} ends the learning rate before the run's {updates} updates (steps * "
                 f"epochs * minibatches): raise it to at least {updates}"
+            )
+        if self.reference_dtype not in (None, *DTYPES):
+            raise ValueError(
+                f"reference_dtype must be None or one of {', '.join(DTYPES)}, got {self.reference_dtype!r}"
             )
         self.profile_range()
 

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from rlalign.io.data import prompts_at_step
 from rlalign.models.decoder import Decoder
 from rlalign.rewards import score
 from rlalign.train.batch import MAX_LOG_WEIGHT, make_batch
-from rlalign.train.mesh import row_shards
+from rlalign.train.mesh import AnyMesh, row_shards
 from rlalign.train.optimizer import make_schedule
 from rlalign.train.step import make_scorer, make_train_step, split_batch
-from rlalign.types import Batch, Rewards, Rollouts, StopReason, TrainState
+from rlalign.types import Batch, Packed, Params, Rewards, Rollouts, StopReason, TrainState
 
 log = logging.getLogger(__name__)
 EVAL_SEED = 1 << 20  # added to the seed: evaluation draws keys that training never does
@@ -64,9 +64,18 @@ class Runner:
         self.update = make_train_step(decoder, algorithm, optimizer, mesh=mesh, microbatches=config.microbatches)
         self.schedule = make_schedule(config.optimizer)
         self.score = make_scorer(decoder, temperature=algorithm.temperature, mesh=mesh)
-        self.reference = None if reference is None else functools.partial(self.score, reference)
+        self.reference = None if reference is None else self._scorer_of(reference)
         self.parts = config.minibatches * config.microbatches * row_shards(mesh)
         self.bad_steps = 0
+
+    def _scorer_of(self, reference: Params) -> Callable[[Packed], np.ndarray]:
+        """packed -> log-probs of the frozen reference, in config.reference_dtype."""
+        dtype = self.config.reference_dtype
+        if dtype in (None, self.decoder.config.dtype):
+            return functools.partial(self.score, reference)
+        narrow = dataclasses.replace(self.decoder, config=dataclasses.replace(self.decoder.config, dtype=dtype))
+        score = make_scorer(narrow, temperature=self.algorithm.temperature, mesh=self.mesh)
+        return functools.partial(score, jax.tree.map(lambda x: x.astype(dtype), reference))
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """One rollout batch and the updates from it."""
@@ -236,14 +245,15 @@ def rollout_metrics(config: RunConfig, prompts, rollouts: Rollouts, rewards: Rew
     }
 
 
-def check_run(config: RunConfig, decoder: Decoder, prompts, eval_prompts, mesh: Mesh | None) -> None:
+def check_run(config: RunConfig, decoder: Decoder, prompts, eval_prompts, mesh: AnyMesh | None) -> None:
     """Refuses, before anything is written or sampled, what would fail later.
 
     Raises:
       ValueError: no prompts, prompts too long for a row or the model, an end token outside the vocabulary, or rows that
         do not divide into parts; several processes without a mesh over the devices of all.
     """
-    if jax.process_count() > 1 and (mesh is None or set(mesh.devices.flat) != set(jax.devices())):
+    everywhere = isinstance(mesh, Mesh) and set(mesh.devices.flat) == set(jax.devices())
+    if jax.process_count() > 1 and not everywhere:
         raise ValueError(
             f"{jax.process_count()} processes train as one, on a mesh of all their {jax.device_count()} devices: "
             "fit(..., mesh=make_mesh(...)) with sizes that multiply to that"
@@ -262,6 +272,11 @@ def check_run(config: RunConfig, decoder: Decoder, prompts, eval_prompts, mesh: 
                     f"{config.sampling.max_new_tokens} that is {need}, and {what} is {limit}: "
                     f"raise {what} to at least {need}, or drop the prompt"
                 )
+    if config.reference_dtype is not None and decoder.config.lora is not None:
+        raise ValueError(
+            f"reference_dtype={config.reference_dtype!r} with an adapter: the reference is the model under it, which "
+            "takes no memory of its own; leave reference_dtype at None"
+        )
     beyond = [i for i in config.sampling.eos_ids if not 0 <= i < decoder.config.vocab_size]
     if beyond:
         raise ValueError(f"sampling.eos_ids holds {beyond[0]}, the vocabulary has {decoder.config.vocab_size}")

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 RopeKind = Literal["linear", "llama3", "yarn"]
 Norm = Literal["rms", "rms_plus_one", "layer"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
-Remat = Literal["none", "full"]
+Remat = Literal["none", "products", "full"]
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 DTYPES = ("float32", "bfloat16", "float64")
 
@@ -129,7 +129,8 @@ class ModelConfig:
       mlp_bias: a bias on the three projections of the MLP.
       qk_norm: a norm over each head's D query and key values, before the rotation (Qwen3, Gemma 3).
       max_positions: the longest context the model was made for.
-      remat: what the backward pass recomputes: "none" or "full" (whole layers, but never their attention).
+      remat: what the backward pass recomputes, but never attention: "none", "products" (all but matrix products: less
+        memory for few operations) or "full" (whole layers: least memory, a forward more).
       dtype: of parameters and activations: "float32", "bfloat16" or "float64".
       lora: the adapter that parameters may hold; None for none. See add_lora.
 

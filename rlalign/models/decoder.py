@@ -29,6 +29,12 @@ AttentionFn = Callable[..., jax.Array]
 INITIAL_KERNEL = nn.initializers.normal(0.02)
 ACTIVATIONS = {"silu": nn.silu, "gelu": functools.partial(nn.gelu, approximate=False), "gelu_tanh": nn.gelu}
 KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")
+KEPT = {  # ModelConfig.remat -> what the backward finds in memory
+    "products": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, KEEP_ATTENTION
+    ),
+    "full": KEEP_ATTENTION,
+}
 
 
 class Norm(nn.Module):
@@ -165,8 +171,8 @@ class Stack(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.width), dtype)
         layer = Layer
-        if c.remat == "full":
-            layer = nn.remat(Layer, prevent_cse=False, policy=KEEP_ATTENTION)
+        if c.remat != "none":
+            layer = nn.remat(Layer, prevent_cse=False, policy=KEPT[c.remat])
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0, "lora": 0},

@@ -22,6 +22,8 @@ class OptimizerConfig:
       max_grad_norm: gradients are scaled down to this global norm; None for no clip.
       weight_decay: decoupled.
       b1, b2, eps: AdamW's.
+      mu_dtype: of the first moment: "bfloat16" saves 2 bytes a parameter; None is the parameters', at least float32.
+        The second moment has no such option: at b2 = .999 its changes are below bfloat16's 8 bits.
 
     Raises:
       ValueError: a setting out of range, with its value.
@@ -36,6 +38,7 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    mu_dtype: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self):
         if not self.learning_rate > 0:
@@ -49,6 +52,8 @@ class OptimizerConfig:
                 f"schedule={self.schedule!r} ends at total_steps={self.total_steps}, which must be above "
                 f"warmup_steps={self.warmup_steps}"
             )
+        if self.mu_dtype not in (None, "float32", "bfloat16"):
+            raise ValueError(f"mu_dtype must be None, 'float32' or 'bfloat16', got {self.mu_dtype!r}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be > 0 or None, got {self.max_grad_norm}")
 
@@ -102,9 +107,8 @@ def with_master_weights(optimizer: optax.GradientTransformation) -> optax.Gradie
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """clip_by_global_norm, then AdamW with the schedule."""
-    adamw = optax.adamw(
-        make_schedule(config), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
-    )
+    how = {name: getattr(config, name) for name in ("b1", "b2", "eps", "weight_decay", "mu_dtype")}
+    adamw = optax.adamw(make_schedule(config), **how)
     if config.max_grad_norm is None:
         return adamw
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)

@@ -157,6 +157,11 @@ def test_the_reference_of_a_kl_is_the_first_policy(tmp_path):
     assert rows[2]["kl"] > 1e-6
 
 
+def test_a_narrow_reference_differs_by_its_rounding(tmp_path):
+    run(config(tmp_path, algorithm="gprs", steps=1, reference_dtype="bfloat16"))
+    assert 1e-9 < read_metrics(tmp_path / "metrics.jsonl")[0]["kl"] < 1e-4
+
+
 @pytest.mark.parametrize("name", ["dr_grpo", "reinforce_pp", "remax", "gprs_weight"])
 def test_what_an_algorithm_needs_is_found(tmp_path, name):
     """A length to divide by, an advantage by token, the greedy answers' rewards, the reference's weights."""

@@ -38,7 +38,7 @@ BAD_CONFIG = {
     "attention_softcap": (0.0, r"ModelConfig\.attention_softcap=0\.0 must be a finite number > 0"),
     "window": (0, r"ModelConfig\.window=0 must be a positive int"),
     "full_layers": ((1,), "full_layers and local_rope_theta go with a window"),
-    "remat": ("all", r"ModelConfig\.remat='all' is not known; choose one of 'none', 'full'"),
+    "remat": ("all", r"ModelConfig\.remat='all' is not known; choose one of 'none', 'products', 'full'"),
     "dtype": ("float16", r"ModelConfig\.dtype='float16' is not known; choose one of 'float32', 'bfloat16', 'float64'"),
 }
 

@@ -1,5 +1,6 @@
 """The decoder over a forest against the decoder over the repeated batch: every parameter's gradient."""
 
+import collections
 import dataclasses
 import functools
 
@@ -9,8 +10,7 @@ import numpy as np
 import pytest
 
 from rlalign.logprobs import token_logprobs
-from rlalign.models import decoder as decoder_module
-from rlalign.models.decoder import Decoder, logits
+from rlalign.models.decoder import KEPT, Decoder, logits
 from rlalign.types import TokenForest
 from tests.jaxprs import equations
 from tests.tiny import GEMMA, GPT_NEOX, QWEN2, QWEN3, Samples, dense_decoder, ragged_groups, random_params, tree
@@ -144,27 +144,32 @@ def test_the_forests_test_what_they_say():
 WIDE = Decoder(with_dtype("qwen3", "float64"))
 
 
-def test_remat_gives_the_same_gradients():
-    full = Decoder(with_dtype("qwen3", "float64", remat="full"))
+@pytest.mark.parametrize("remat", KEPT)
+def test_remat_gives_the_same_gradients(remat):
+    full = Decoder(with_dtype("qwen3", "float64", remat=remat))
     params, packed = random_params(WIDE.config), pack(FORESTS["three levels"])
     expected = shared_gradient(WIDE)(params, packed, *weights())
     assert_near(shared_gradient(full)(params, packed, *weights()), expected, 1e-12)
 
 
-def exponentials(model, remat):
-    """How many are in the traced gradient: attention takes them, forward and backward, and layers do nowhere else."""
+def operations(model, remat):
+    """How many of each primitive are in the traced gradient."""
     decoder = Decoder(with_dtype(model, "float64", remat=remat))
     packed, params = pack(FORESTS["three levels"]), random_params(decoder.config)
     traced = jax.make_jaxpr(shared_gradient.__wrapped__(decoder))(params, packed, *weights())
-    return sum(e.primitive.name == "exp" for e in equations(traced))
+    return collections.Counter(e.primitive.name for e in equations(traced))
 
 
 @pytest.mark.parametrize("model", ["qwen3", "gemma"])
 def test_remat_never_runs_attention_again(model, monkeypatch):
-    once = exponentials(model, "none")
-    assert exponentials(model, "full") == once
-    monkeypatch.setattr(decoder_module, "KEEP_ATTENTION", jax.checkpoint_policies.nothing_saveable)
-    assert exponentials(model, "full") > once  # what it would be
+    """Attention takes exponentials, forward and backward; layers do nowhere else."""
+    once = operations(model, "none")
+    products, full = operations(model, "products"), operations(model, "full")
+    assert products["exp"] == full["exp"] == once["exp"]
+    assert products["dot_general"] == once["dot_general"] < full["dot_general"]
+    assert once["rsqrt"] < products["rsqrt"]  # norms are computed again
+    monkeypatch.setitem(KEPT, "full", jax.checkpoint_policies.nothing_saveable)
+    assert operations(model, "full")["exp"] > once["exp"]  # what it would be
 
 
 def test_init_depends_on_the_seed_alone():

@@ -1,5 +1,7 @@
 """The optimizer's settings: schedules at several steps, the clip, the decay, and what is refused."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +71,21 @@ def test_two_steps_of_adamw():
         np.testing.assert_allclose(change[name], -0.05 * (m / (np.sqrt(v) + 1e-3) + 0.3 * x), rtol=1e-5)
 
 
+def test_the_first_moment_may_be_narrow():
+    """Half its bytes, and updates that differ by bfloat16's rounding alone; the second moment stays wide."""
+    config = OptimizerConfig(learning_rate=0.1, max_grad_norm=None, mu_dtype="bfloat16")
+    state = make_optimizer(config).init(PARAMS)
+    assert {x.dtype.name for x in jax.tree.leaves(optax.tree_utils.tree_get(state, "mu"))} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves(optax.tree_utils.tree_get(state, "nu"))} == {"float32"}
+    gradients = [GRADIENT, jax.tree.map(lambda x: 0.3 * x, GRADIENT)]
+    changes = [update(dataclasses.replace(config, mu_dtype=d), gradients, PARAMS)[1] for d in ("bfloat16", None)]
+    for name in PARAMS:
+        np.testing.assert_allclose(changes[0][name], changes[1][name], rtol=2**-7)
+        assert not np.array_equal(changes[0][name], changes[1][name])
+
+
 BAD = {
+    "moment": ({"mu_dtype": "float16"}, "mu_dtype must be None, 'float32' or 'bfloat16', got 'float16'"),
     "rate": ({"learning_rate": 0.0}, "learning_rate must be > 0, got 0.0"),
     "nan rate": ({"learning_rate": float("nan")}, "learning_rate must be > 0, got nan"),
     "warm-up": ({"warmup_steps": -1}, "need warmup_steps, weight_decay >= 0, got -1, 0.0"),
