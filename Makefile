@@ -52,7 +52,8 @@ mutants: $(READY)  ## how many of 150 wrong versions of the core a quick subset 
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet -c constraints.txt -e ".[mutation]"
 	$(BIN)/python tests/mutants.py $(ARGS)
 
-aot: $(AOT)/.ready-tpu  ## the attention kernels by the compiler of TPUs that are not there; the table of kernels/README.md
+aot: $(AOT)/.ready-tpu  ## kernels and whole steps by the compiler of TPUs that are not there; the tables of kernels/README.md and README.md
+	$(AOT)/bin/python benchmarks/aot_plan.py
 	$(AOT)/bin/python benchmarks/aot.py v5e v5p v6e tpu7x
 	$(AOT)/bin/python benchmarks/aot_decode.py v5e v5p v6e
 	$(AOT)/bin/python benchmarks/aot_logprobs.py v5e v5p v6e

@@ -31,6 +31,8 @@ TIERS = [
     {"models", "rollout", "train"},
     {"rewards", "envs", "clinical"},
     {"io"},
+    {"plan"},
+    {"cli"},
 ]
 TIER = {name: level for level, names in enumerate(TIERS) for name in names}
 ALLOWED = [  # (from, to) inside the tier of models, rollout and train

@@ -62,9 +62,7 @@ def load_pretrained(
         unexpected, twice there, of another shape or not finite. The text names file, tensor and remedy.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; download the model first: hf download NAME --local-dir DIR")
-    config = from_hugging_face(_read_json(folder / "config.json"), dtype=dtype)
+    config = load_config(folder, dtype=dtype)
     if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ValueError("dtype='float64' needs 64-bit JAX: set JAX_ENABLE_X64=1")
     wanted = leaves(config)
@@ -79,6 +77,20 @@ def load_pretrained(
                 node = node.setdefault(name, {})
             node[last] = _place(path, _read_leaf(tensors, leaf, config), mesh)
     return Decoder(config), params
+
+
+def load_config(folder: str | Path, *, dtype: str | None = None) -> ModelConfig:
+    """What config.json of a Hugging Face folder says; needs no weights.
+
+    Raises:
+      FileNotFoundError, ValueError: as load_pretrained.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a folder; download the model first: rlalign.models.download(NAME, DIR)"
+        )
+    return from_hugging_face(_read_json(folder / "config.json"), dtype=dtype)
 
 
 def _place(path: str, value: np.ndarray, mesh: jax.sharding.Mesh | None) -> jax.Array:

@@ -20,7 +20,7 @@ from rlalign.hosts import fetch, put
 from rlalign.models.decoder import Decoder
 from rlalign.rollout.cache import Prefix, Suffix, attend_decode, attend_prefill, empty_prefix, empty_suffix
 from rlalign.rollout.config import SampleConfig
-from rlalign.train.mesh import ROWS, gather_embedding, gather_params, row_shards, shard_decoder
+from rlalign.train.mesh import ROWS, AnyMesh, gather_embedding, gather_params, row_shards, shard_decoder
 from rlalign.types import Params, Prompt, Rollouts, StopReason, TokenForest
 
 SHORTEST_PROMPT = 8  # prompts are padded to a bucket of at least this many tokens
@@ -181,7 +181,7 @@ def own_ids(prompts: Sequence) -> list[int]:
     return ids
 
 
-def prompt_buckets(prompts: int, longest: int, mesh: Mesh | None) -> tuple[int, int]:
+def prompt_buckets(prompts: int, longest: int, mesh: AnyMesh | None) -> tuple[int, int]:
     """(B, P): the shape that so many prompts of at most `longest` tokens are padded to."""
     shards = row_shards(mesh)
     return bucket(-(-prompts // shards)) * shards, bucket(max(SHORTEST_PROMPT, longest))

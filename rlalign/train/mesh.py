@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlalign.hosts import put
@@ -21,6 +21,7 @@ from rlalign.models.decoder import Decoder
 from rlalign.types import Params, TokenForest
 from rlalign_kernels import attention_plan, decode_attention, forest_attention
 
+AnyMesh = Mesh | AbstractMesh
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 
@@ -81,7 +82,7 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) ->
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:need])
 
 
-def row_shards(mesh: Mesh | None) -> int:
+def row_shards(mesh: AnyMesh | None) -> int:
     """Over how many devices the rows are cut."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -90,7 +91,7 @@ def _path(path) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+def _spec(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> P:
     for ending, spec in RULES.items():
         if (path == ending or path.endswith("/" + ending)) and len(spec) == len(shape):
             # An axis whose size the mesh does not divide is replicated. Written as the compiler writes its results
@@ -105,7 +106,7 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P()
 
 
-def shardings(tree: Params, mesh: Mesh) -> Params:
+def shardings(tree: Params, mesh: AnyMesh) -> Params:
     """The NamedSharding of every leaf of a tree of parameters, optimizer state or both, by RULES."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: NamedSharding(mesh, _spec(_path(path), np.shape(x), mesh)), tree
@@ -143,7 +144,7 @@ def gather_params(params: Params, mesh: Mesh | None) -> Params:
     return jax.tree_util.tree_map_with_path(whole, params)
 
 
-def check_mesh(decoder: Decoder, mesh: Mesh) -> None:
+def check_mesh(decoder: Decoder, mesh: AnyMesh) -> None:
     """Refuse a mesh that cannot hold the decoder's heads."""
     kv_heads, tensor = decoder.config.kv_heads, mesh.shape["tensor"]
     if kv_heads % tensor:

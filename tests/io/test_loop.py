@@ -17,6 +17,7 @@ from rlalign.io.checkpoint import Checkpoints, ConfigMismatch, DamagedCheckpoint
 from rlalign.io.files import fingerprint
 from rlalign.io.metrics import read_metrics
 from rlalign.io.runner import RunAborted
+from rlalign.plan import read_job
 from tests.tiny import sums_model
 
 _spec = importlib.util.spec_from_file_location("loop_graders", pathlib.Path(__file__).with_name("graders.py"))
@@ -61,6 +62,8 @@ def test_a_run_logs_evaluates_and_reports(tmp_path):
     assert (tmp_path / "report.html").exists()
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["sampling"]["num_samples"] == 4
+    job = read_job(tmp_path / "config.json", prompt_length=6)  # what `rlalign plan` reads
+    assert (job.run, job.model) == (config(tmp_path), DECODER.config)
     best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
     assert best["step"] == result.best_step
 

@@ -1,0 +1,54 @@
+"""rlalign on the command line: rlalign plan CONFIG --topology v5p:2x2x4"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; 0 is success, 1 a plan that does not fit, 2 a mistake in what was asked."""
+    parser = argparse.ArgumentParser(prog="rlalign", description="Critic-free alignment of language models in JAX.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_plan(commands)
+    asked = parser.parse_args(arguments)
+    try:
+        return asked.run(asked)
+    except (OSError, ValueError) as error:
+        print(f"rlalign {asked.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _add_plan(commands) -> None:
+    about = "memory by phase and the least seconds of a step, before anything is paid for"
+    plan = commands.add_parser("plan", help=about, description=about)
+    plan.add_argument("config", help="a TOML or JSON file, see experiments/plans")
+    plan.add_argument("--topology", required=True, help="such as v5e:4x4, v5p:2x2x4, v6e:2x2, tpu7x:2x2x1, h100:8")
+    plan.add_argument("--compile", action="store_true", help="compile for it too: minutes; needs the extra tpu, no TPU")
+    plan.add_argument("--json", action="store_true", help="one JSON line instead of the page")
+    plan.add_argument("--prompt-length", type=int, help="tokens of the longest prompt, in place of the file's")
+    for axis in ("data", "fsdp", "tensor"):
+        plan.add_argument(f"--{axis}", type=int, help=f"devices along {axis}, in place of the file's")
+    plan.set_defaults(run=_plan)
+
+
+def _plan(asked: argparse.Namespace) -> int:
+    # Before jax is imported: nothing here runs on a device, and libtpu need not look for one.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    from rlalign.plan import estimate, parse_topology, read_job
+    from rlalign.plan.text import as_json, page
+
+    sizes = {axis: getattr(asked, axis) for axis in ("data", "fsdp", "tensor") if getattr(asked, axis) is not None}
+    topology = parse_topology(asked.topology)
+    plan = estimate(read_job(asked.config, prompt_length=asked.prompt_length, **sizes), topology)
+    compiled = {}
+    if asked.compile:
+        from rlalign.plan.compiled import compile_job
+
+        compiled = compile_job(plan.job, topology)
+    print(as_json(plan, compiled) if asked.json else page(plan, compiled))
+    return int(plan.missing > 0 or any(program.refusal for program in compiled.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

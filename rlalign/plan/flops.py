@@ -1,0 +1,33 @@
+"""Floating-point operations and bytes of a run, counted from shapes."""
+
+from rlalign.models.config import ModelConfig
+
+
+def layer_weights(c: ModelConfig) -> int:
+    """Of one layer's projections."""
+    attention = c.width * c.head_width * (2 * c.heads + 2 * c.kv_heads)
+    return attention + (3 if c.gated_mlp else 2) * c.width * c.mlp_width
+
+
+def visible_pairs(prompt: int, response: int, samples: int) -> float:
+    """Pairs of a query and a key that it sees, in a group whose prompt is stored once."""
+    return (prompt * (prompt + 1) + samples * response * (2 * prompt + response + 1)) / 2
+
+
+def update_flops(c: ModelConfig, *, tokens: float, pairs: float, responses: float) -> float:
+    """Of the forward and backward of so many tokens, visible pairs and response tokens, in all.
+
+    Dense layers: 6 a weight and token, 8 where the backward recomputes them; 4 and 6 where they are frozen under an
+    adapter. Attention: 7 products (2 forward, 5 backward) of 2 H D a pair and layer. Head: 4 products (one of them the
+    recomputation) of 2 W V a response token, 3 where it is frozen.
+    """
+    dense = (4 if c.lora else 6) + (0 if c.remat == "none" else 2)
+    attention = c.layers * pairs * 7 * 2 * c.heads * c.head_width
+    head = responses * (3 if c.lora else 4) * 2 * c.width * c.vocab_size
+    return dense * tokens * c.layers * layer_weights(c) + attention + head
+
+
+def forward_flops(c: ModelConfig, *, tokens: float, pairs: float, responses: float) -> float:
+    """Of a forward alone."""
+    attention = c.layers * pairs * 2 * 2 * c.heads * c.head_width
+    return 2 * tokens * c.layers * layer_weights(c) + attention + responses * 2 * c.width * c.vocab_size
