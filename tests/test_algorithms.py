@@ -53,8 +53,11 @@ def objective(algorithm, case, groups):
     if algorithm.data == "demonstrations":
         return algorithm.loss(logp, mask, aggregate=algorithm.aggregate, **how)[0]
     if algorithm.data in ("pairs", "labels"):
-        mean = algorithm.score == "mean_logp"
-        score = losses.sequence_mean(logp, mask) if mean else losses.sequence_logratio(logp, case["ref_logp"], mask)
+        score = {  # a stand-in for a reward model: the sum of log-probs
+            "mean_logp": lambda: losses.sequence_mean(logp, mask),
+            "logratio": lambda: losses.sequence_logratio(logp, case["ref_logp"], mask),
+            "reward": lambda: jnp.sum(jnp.where(mask, logp, 0), axis=1),
+        }[algorithm.score]()
         if algorithm.data == "labels":
             return algorithm.loss(score, case["label"] > 0, valid=jnp.any(mask, axis=1))[0]
         better, worse = case["pair"].T
@@ -131,7 +134,7 @@ def test_float32_equals_the_oracle():
 class Tabular:
     """A decoder whose logits are its parameters: one row of the vocabulary a node."""
 
-    config = types.SimpleNamespace(logit_softcap=None)
+    config = types.SimpleNamespace(logit_softcap=None, reward_head=False)
 
     def apply(self, params, forest):
         return params["logits"]
@@ -234,7 +237,8 @@ def test_entries_are_frozen_and_unknown_names_list_the_known():
 BAD = [
     ({"data": "pairs!"}, r"data must be one of rollouts, demonstrations, pairs, labels, got 'pairs!'$"),
     ({"aggregate": "mean"}, r"aggregate must be one of token, sequence, constant, got 'mean'$"),
-    ({"score": "logp"}, r"score must be one of logratio, mean_logp, got 'logp'$"),
+    ({"score": "logp"}, r"score must be one of logratio, mean_logp, reward, got 'logp'$"),
+    ({"score": "reward"}, r"score='reward' with data='rollouts': reward models learn from pairs$"),
     ({"needs": ("mask", "value")}, r"needs must be one of mask, weight, .*, got 'value'$"),
     ({"advantage": None}, r"data='rollouts' with advantage=None: rollouts need one, others none$"),
     ({"data": "demonstrations"}, r"data='demonstrations' with advantage=.*: rollouts need one, others none$"),

@@ -58,7 +58,8 @@ class Algorithm:
         pairs           like dpo(better f[M], worse f[M], *, valid, denominator)
         labels          like kto(score f[N], desirable b[N], *, valid, denominator)
       data: what the batch holds; see DATA.
-      score: what pairs and labels are judged by: "logratio" (to the reference, summed; needs ref_logp) or "mean_logp".
+      score: what pairs and labels are judged by: "logratio" (to the reference, summed; needs ref_logp), "mean_logp", or
+        for pairs "reward": the number that a reward model (add_reward_head) gives at their last token.
       needs: names of further arrays that `advantage` takes; see NEEDS.
       optional: names of arrays that it takes where the caller has them.
       grouped: whether the advantage compares the samples of a group, so that a group of one teaches nothing.
@@ -81,7 +82,7 @@ class Algorithm:
     advantage: Callable[..., Any] | None
     loss: Callable[..., Any]
     data: Literal["rollouts", "demonstrations", "pairs", "labels"] = "rollouts"
-    score: Literal["logratio", "mean_logp"] = "logratio"
+    score: Literal["logratio", "mean_logp", "reward"] = "logratio"
     needs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     grouped: bool = True
@@ -99,7 +100,9 @@ class Algorithm:
         _one_of("data", self.data, DATA)
         _one_of("aggregate", self.aggregate, AGGREGATES)
         _one_of("kl_kind", self.kl_kind, KL_KINDS)
-        _one_of("score", self.score, ("logratio", "mean_logp"))
+        _one_of("score", self.score, ("logratio", "mean_logp", "reward"))
+        if self.score == "reward" and self.data != "pairs":
+            raise ValueError(f"score='reward' with data={self.data!r}: reward models learn from pairs")
         for field in ("needs", "optional"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
             for name in getattr(self, field):

@@ -13,7 +13,7 @@ from rlalign.advantages import (
     remax,
 )
 from rlalign.algorithms.algorithm import About, Algorithm
-from rlalign.losses import density_ratio, dpo, kto, negative_log_likelihood, policy_gradient, simpo, spin
+from rlalign.losses import bradley_terry, density_ratio, dpo, kto, negative_log_likelihood, policy_gradient, simpo, spin
 
 PPO = functools.partial(policy_gradient, clip="ppo", clip_low=0.2, clip_high=0.2)
 
@@ -256,6 +256,19 @@ PAPERS: dict[str, Algorithm] = {
             use="human preference pairs, no sampling",
             cost="reference log-probs once",
             trap="the chosen log-prob often falls too; watch logp, not the margin alone",
+        ),
+    ),
+    "bradley_terry": Algorithm(
+        advantage=None,
+        loss=bradley_terry,
+        data="pairs",
+        score="reward",
+        about=About(
+            formula="softplus(-(s_chosen - s_rejected)), s at the last token",
+            source="Bradley and Terry 1952; InstructGPT, arXiv 2203.02155, eq. 1",
+            use="a reward model from preference pairs, for fit(judge=...)",
+            cost="one pass; no log-probs, no reference",
+            trap="only differences are learnt: the scale and zero of s mean nothing, which gprs does not read",
         ),
     ),
     "kto": Algorithm(

@@ -7,8 +7,6 @@ Every random choice is a function of (seed, step), so a run that is killed and s
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
 import json
 import signal
 import sys
@@ -26,7 +24,8 @@ from rlalign.algorithms import ALGORITHMS, Algorithm
 from rlalign.compat import CompileCounter
 from rlalign.io.checkpoint import Checkpoints, check_same
 from rlalign.io.config import RunConfig
-from rlalign.io.files import fingerprint, write_atomic
+from rlalign.io.files import write_atomic
+from rlalign.io.identity import run_identity
 from rlalign.io.metrics import MetricsLog, progress, read_metrics
 from rlalign.io.report import write_report
 from rlalign.io.runner import Runner, check_run, resolve
@@ -40,9 +39,8 @@ from rlalign.types import Params, Prompt, Rollouts, TrainState
 
 # Settings that touch nothing of a run but, for num_rows, the last bits: they may differ when it is continued.
 HARMLESS = ("folder", "profile", "steps", "num_rows", "reward_workers", "keep", "checkpoint_every", "samples_shown")
-
-
 Sampler = Callable[..., Rollouts]
+Judging = Callable[[Sequence[Prompt], Rollouts], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +71,7 @@ def fit(
     decode: Callable[[list[int]], str] | None = None,
     algorithm: Algorithm | None = None,
     sampler: Sampler = sample,
+    judge: Judging | None = None,
     mesh: Mesh | None = None,
     allow_change: Sequence[str] = (),
 ) -> Result:
@@ -88,6 +87,9 @@ def fit(
       algorithm: in place of ALGORITHMS[config.algorithm].
       sampler: what answers prompts, called as `sample` is: an outside engine (engine_sampler), or one of your own. Its
         log-probs are not the trainer's, so config.recompute_logp must be set.
+      judge: rewards of training samples in place of `reward`, which then counts the held-out answers alone: a reward
+        model (make_judge), or a function of your own, (prompts, rollouts) -> f[N], NaN where there is none. Of several
+        processes each calls it, and each must get the same.
       mesh: see make_mesh; `params` must lie on it.
       allow_change: dotted names of settings that may differ from those that the run in config.folder was started with.
         What does not touch the numbers (HARMLESS) always may.
@@ -101,16 +103,12 @@ def fit(
       RunAborted: too many invalid rewards in a step, or non-finite gradients in a row.
     """
     algorithm = resolve(config, algorithm or ALGORITHMS[config.algorithm])
-    check_run(config, decoder, prompts, eval_prompts, mesh)
-    if sampler is not sample and not config.recompute_logp:
-        raise ValueError(
-            "another sampler's log-probs are not the trainer's: set recompute_logp=True, which computes old log-probs "
-            "anew and weighs the difference (Algorithm.correction)"
-        )
+    check_run(config, decoder, prompts, eval_prompts, mesh, sampler)
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     reference = without_lora(params) if algorithm.needs_reference else None
-    saved = json.loads(json.dumps(dataclasses.asdict(config) | _identity(decoder, algorithm, params, prompts)))
+    known = run_identity(decoder, algorithm, params, prompts, judge)
+    saved = json.loads(json.dumps(dataclasses.asdict(config) | known))
     hosts.check_same_everywhere(json.dumps(saved), "settings, model or prompts")
     hosts.check_shared(folder)
     optimizer = make_optimizer(config.optimizer)
@@ -120,7 +118,8 @@ def fit(
         )
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep))
         state, start = _resume(checkpoints, init_state(decoder, params, optimizer), saved, allow_change)
-        run = Runner(config, algorithm, decoder, reference, prompts, eval_prompts, guard, mesh, optimizer, sampler)
+        how = {"optimizer": optimizer, "mesh": mesh, "guard": guard, "sampler": sampler, "judge": judge}
+        run = Runner(config, algorithm, decoder, reference, prompts, eval_prompts, **how)
         compiles, highest = CompileCounter(), hosts.of_first(_best(folder / "metrics.jsonl"))
         record = stack.enter_context(_record(config, start, _about(saved, decoder)))
         asked = stack.enter_context(_asked_to_stop())
@@ -187,44 +186,6 @@ def _record(config: RunConfig, start: int, about: dict) -> Iterator[Callable[[in
                 show(metrics)
 
         yield record
-
-
-def _identity(decoder: Decoder, algorithm: Algorithm, params: Params, prompts: Sequence[Prompt]) -> dict:
-    """What makes a run this run, besides its settings; compared when it is continued."""
-
-    def plain(value):  # functions by name, arrays by value; anything else that JSON does not know by its type
-        if isinstance(value, functools.partial):
-            named = {name: plain(given) for name, given in value.keywords.items()}
-            return {"function": plain(value.func), "arguments": [plain(given) for given in value.args], **named}
-        if isinstance(value, tuple | list):
-            return [plain(item) for item in value]
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        if hasattr(value, "dtype"):
-            return np.asarray(value).tolist()
-        if dataclasses.is_dataclass(value):
-            return {"type": type(value).__qualname__} | {k: plain(v) for k, v in vars(value).items()}
-        if not hasattr(value, "__qualname__"):
-            return type(value).__qualname__
-        name = f"{value.__module__}.{value.__qualname__}"
-        if "<" in name and hasattr(value, "__code__"):  # a lambda or a local function: its name says too little
-            code = value.__code__
-            name += f" {hashlib.sha256(repr((code.co_code, code.co_consts)).encode()).hexdigest()[:12]}"
-        return name
-
-    # What a checkpoint does not hold and the numbers depend on: the reference, the model under an adapter.
-    fixed = algorithm.needs_reference or frozen(params)
-    tokens = hashlib.sha256()
-    for p in prompts:
-        tokens.update(np.asarray(p, np.int64).tobytes() + b"|")
-    return {
-        "decoder": dataclasses.asdict(decoder.config),
-        "algorithm_settings": {
-            f.name: plain(getattr(algorithm, f.name)) for f in dataclasses.fields(algorithm) if f.name != "about"
-        },
-        "reference_sha256": fingerprint(without_lora(params)) if fixed else None,
-        "prompts_sha256": tokens.hexdigest(),
-    }
 
 
 def _about(config: dict, decoder: Decoder) -> dict:

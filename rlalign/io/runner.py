@@ -22,10 +22,12 @@ from rlalign.io.config import RunConfig
 from rlalign.io.data import prompts_at_step
 from rlalign.models.decoder import Decoder
 from rlalign.rewards import score
+from rlalign.rollout import sample
 from rlalign.train.batch import MAX_LOG_WEIGHT, make_batch
 from rlalign.train.mesh import AnyMesh, row_shards
 from rlalign.train.optimizer import make_schedule
-from rlalign.train.step import make_scorer, make_train_step, split_batch
+from rlalign.train.score import make_scorer
+from rlalign.train.step import make_train_step, split_batch
 from rlalign.types import Batch, Packed, Params, Rewards, Rollouts, StopReason, TrainState
 
 log = logging.getLogger(__name__)
@@ -57,9 +59,11 @@ class Clock:
 class Runner:
     """The pure parts of a run, compiled once: one training step, one evaluation."""
 
-    def __init__(self, config, algorithm, decoder, reference, prompts, eval_prompts, guard, mesh, optimizer, sampler):
+    def __init__(
+        self, config, algorithm, decoder, reference, prompts, eval_prompts, *, optimizer, mesh, guard, sampler, judge
+    ):
         self.config, self.algorithm, self.decoder, self.mesh = config, algorithm, decoder, mesh
-        self.prompts, self.guard, self.sample = prompts, guard, sampler
+        self.prompts, self.guard, self.sample, self.judge = prompts, guard, sampler, judge
         self.eval_prompts = list(eval_prompts)[: config.eval_prompts]
         self.update = make_train_step(decoder, algorithm, optimizer, mesh=mesh, microbatches=config.microbatches)
         self.schedule = make_schedule(config.optimizer)
@@ -93,7 +97,7 @@ class Runner:
                 mesh=self.mesh,
             )
         with clock("reward"):
-            rewards = self._rewards(prompts, rollouts)
+            rewards = self._judged(prompts, rollouts)
         fields = {}
         if "baseline" in self.algorithm.needs:
             with clock("baseline"):
@@ -120,7 +124,22 @@ class Runner:
         rollouts = self.sample(
             self.decoder, params, prompts, seed=self.config.seed, step=step, config=settings, mesh=self.mesh
         )
-        return self._rewards(prompts, rollouts)
+        return self._judged(prompts, rollouts)
+
+    def _judged(self, prompts, rollouts: Rollouts) -> Rewards:
+        """Of training samples: the judge's, where there is one."""
+        if self.judge is None:
+            return self._rewards(prompts, rollouts)
+        value = np.asarray(self.judge(prompts, rollouts))
+        if value.shape != rollouts.prompt.shape or value.dtype.kind not in "fiu":
+            raise ValueError(
+                f"the judge gave {value.dtype}{list(value.shape)} for {len(rollouts.prompt)} samples: one number each"
+            )
+        value = value.astype(np.float64)
+        valid = np.isfinite(value)
+        return Rewards(
+            value, valid, tuple("" if ok else f"the judge gave {x}" for ok, x in zip(valid, value, strict=True))
+        )
 
     def _rewards(self, prompts, rollouts: Rollouts) -> Rewards:
         """Of all samples; each process rewards its share of them."""
@@ -245,7 +264,7 @@ def rollout_metrics(config: RunConfig, prompts, rollouts: Rollouts, rewards: Rew
     }
 
 
-def check_run(config: RunConfig, decoder: Decoder, prompts, eval_prompts, mesh: AnyMesh | None) -> None:
+def check_run(config: RunConfig, decoder: Decoder, prompts, eval_prompts, mesh: AnyMesh | None, sampler=sample) -> None:
     """Refuses, before anything is written or sampled, what would fail later.
 
     Raises:
@@ -257,6 +276,11 @@ def check_run(config: RunConfig, decoder: Decoder, prompts, eval_prompts, mesh: 
         raise ValueError(
             f"{jax.process_count()} processes train as one, on a mesh of all their {jax.device_count()} devices: "
             "fit(..., mesh=make_mesh(...)) with sizes that multiply to that"
+        )
+    if sampler is not sample and not config.recompute_logp:
+        raise ValueError(
+            "another sampler's log-probs are not the trainer's: set recompute_logp=True, which computes old log-probs "
+            "anew and weighs the difference (Algorithm.correction)"
         )
     for name, some in (("prompts", prompts), ("eval_prompts", eval_prompts)):
         if not len(some):

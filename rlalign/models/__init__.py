@@ -5,6 +5,7 @@ from rlalign.models.decoder import Decoder, logits
 from rlalign.models.export import save_pretrained
 from rlalign.models.lora import add_lora, merge_lora, without_lora
 from rlalign.models.pretrained import load_pretrained
+from rlalign.models.reward import add_reward_head
 from rlalign.models.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "ModelConfig",
     "Tokenizer",
     "add_lora",
+    "add_reward_head",
     "load_pretrained",
     "load_tokenizer",
     "logits",

@@ -131,6 +131,8 @@ class ModelConfig:
       max_positions: the longest context the model was made for.
       remat: what the backward pass recomputes, but never attention: "none", "products" (all but matrix products: less
         memory for few operations) or "full" (whole layers: least memory, a forward more).
+      reward_head: whether it is a reward model: one number a token, reward/kernel f[W, 1], in place of a head over the
+        vocabulary. See add_reward_head.
       dtype: of parameters and activations: "float32", "bfloat16" or "float64".
       lora: the adapter that parameters may hold; None for none. See add_lora.
 
@@ -168,6 +170,7 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     remat: Remat = "none"
+    reward_head: bool = False
     dtype: str = "float32"
     lora: LoraConfig | None = None
 

@@ -184,7 +184,9 @@ class Stack(nn.Module):
         if c.embedding_scale != 1:
             x = x * jnp.asarray(c.embedding_scale, dtype)
         (x, cache), _ = scanned(c, self.attend, name="layers")((x, cache), jnp.arange(c.layers), position)
-        if not c.tied_head:
+        if c.reward_head:
+            self.param("reward", lambda key: {"kernel": INITIAL_KERNEL(key, (c.width, 1), dtype)})
+        elif not c.tied_head:
             self.param("head", lambda key: {"kernel": INITIAL_KERNEL(key, (c.width, c.vocab_size), dtype)})
         x = Norm(c, name="final_norm")(x)
         return x.reshape(*token.shape, c.width), cache
@@ -246,7 +248,13 @@ class Decoder:
         return Stack(self.config, attend).apply({"params": params, **adapter}, token, position, cache)
 
     def head(self, params: Params) -> jax.Array:
-        """f[W, V]: hidden states times this are logits."""
+        """f[W, V]: hidden states times this are logits.
+
+        Raises:
+          ValueError: a reward model, which has none.
+        """
+        if self.config.reward_head:
+            raise ValueError("a reward model has no head over the vocabulary, it cannot sample: see make_judge")
         return params["embedding"].T if self.config.tied_head else params["head"]["kernel"]
 
     def attend(self, forest: TokenForest) -> Attend:

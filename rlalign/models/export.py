@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from rlalign import hosts
 from rlalign.models.config import ModelConfig
 from rlalign.models.decoder import Decoder
-from rlalign.models.families import FAMILIES, from_hugging_face
+from rlalign.models.families import FAMILIES, Family, from_hugging_face
 from rlalign.models.leaves import leaves, stored_shape, tensor_names, to_stored
 from rlalign.types import Params
 
@@ -62,6 +62,7 @@ def save_pretrained(
     else:
         text = json.loads((Path(source) / _CONFIG).read_text(encoding="utf-8"))
         text = {key: value for key, value in text.items() if key != "torch_dtype"} | {"dtype": config.dtype}
+        text |= _classes(config, FAMILIES[text["model_type"]])  # a reward model may come from a language model
         _check_same(config, from_hugging_face(text), f"{Path(source) / _CONFIG} is of another model")
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(folder, config, params, shard_bytes)
@@ -85,7 +86,7 @@ def to_hugging_face(config: ModelConfig) -> dict[str, Any]:
     name = _family(config)
     c = config
     text: dict[str, Any] = {
-        "architectures": [FAMILIES[name].architecture],
+        **_classes(config, FAMILIES[name]),
         "model_type": name,
         "vocab_size": c.vocab_size,
         "hidden_size": c.width,
@@ -99,6 +100,12 @@ def to_hugging_face(config: ModelConfig) -> dict[str, Any]:
     }
     _check_same(config, from_hugging_face(text), f"no family of transformers has this model; {name} is the nearest")
     return text
+
+
+def _classes(config: ModelConfig, family: Family) -> dict[str, Any]:
+    if not config.reward_head:
+        return {"architectures": [family.architecture]}
+    return {"architectures": [family.classifier], "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
 
 def _family(c: ModelConfig) -> str:

@@ -21,6 +21,12 @@ class Family(NamedTuple):
     defaults: dict[str, Any]
     fields: Callable[[Values], dict[str, Any]]
 
+    @property
+    def classifier(self) -> str:
+        """Its class there with one number a sequence in place of logits: a reward model."""
+        text = "Text" if self.architecture.startswith("Gemma3") else ""  # without it Gemma 3's is one of images too
+        return self.architecture.replace("ForCausalLM", f"{text}ForSequenceClassification")
+
 
 def _plain(values: Values) -> dict[str, Any]:
     return {
@@ -122,11 +128,15 @@ FAMILIES: dict[str, Family] = {
         _gemma2,
     ),
     "gemma3_text": Family(
-        "Gemma3ForCausalLM", {**_GEMMA, "max_position_embeddings": 131072, "rope_theta": 1000000.0}, _gemma3
+        "Gemma3ForCausalLM",
+        {**_GEMMA, "max_position_embeddings": 131072, "rope_theta": 1000000.0},
+        _gemma3,
     ),
     "gpt_neox": Family("GPTNeoXForCausalLM", {"max_position_embeddings": 2048}, _gpt_neox),
 }
 _ARCHITECTURES = {family.architecture: name for name, family in FAMILIES.items()}
+_CLASSIFIERS = {family.classifier: name for name, family in FAMILIES.items()}
+_CLASSES = _ARCHITECTURES | _CLASSIFIERS
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -138,7 +148,7 @@ _ROPE_NUMBERS = (
     *("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"),
     *("attention_factor", "mscale", "mscale_all_dim", "truncate"),
 )
-_SUPPORTED = f"rlalign reads {', '.join(_ARCHITECTURES)}; use a checkpoint of one of these"
+_SUPPORTED = f"rlalign reads {', '.join(_ARCHITECTURES)} and their ForSequenceClassification; use one of these"
 
 
 def from_hugging_face(config: Values, *, dtype: str | None = None) -> ModelConfig:
@@ -182,6 +192,7 @@ def from_hugging_face(config: Values, *, dtype: str | None = None) -> ModelConfi
             rope.get("rope_theta") or values.get("rotary_emb_base") or values.get("rope_theta") or 10000.0
         ),
         rope_scaling=_rope_scaling(rope, values.get("original_max_position_embeddings"), positions),
+        reward_head=_is_reward_model(config),
         dtype=dtype or _dtype(values),
         **family.fields(values),
     )
@@ -247,9 +258,9 @@ def _family(config: Values) -> str:
     """The key of FAMILIES that model_type and architectures agree on."""
     model_type, architectures = config.get("model_type"), config.get("architectures") or ()
     for name in architectures:
-        if name not in _ARCHITECTURES:
+        if name not in _CLASSES:
             raise ValueError(f"config.json: architecture {name!r} is not supported; {_SUPPORTED}")
-    families = {_ARCHITECTURES[name] for name in architectures} | ({model_type} if model_type is not None else set())
+    families = {_CLASSES[name] for name in architectures} | ({model_type} if model_type is not None else set())
     if not families:
         raise ValueError(f"config.json has neither 'model_type' nor 'architectures'; {_SUPPORTED}")
     if model_type is not None and model_type not in FAMILIES:
@@ -260,6 +271,19 @@ def _family(config: Values) -> str:
             "wrong one"
         )
     return families.pop()
+
+
+def _is_reward_model(config: Values) -> bool:
+    """Whether it is a sequence classifier of one class, whose number is a reward."""
+    if not set(config.get("architectures") or ()) & set(_CLASSIFIERS):
+        return False
+    labels = config.get("num_labels", len(config.get("id2label") or "12"))  # transformers' own default is two
+    if labels != 1:
+        raise ValueError(
+            f"config.json: a classifier of {labels} classes is no reward model, which gives one number: use another "
+            'checkpoint, or write "id2label": {"0": "LABEL_0"} if it has one class'
+        )
+    return True
 
 
 def _refuse_unsupported(config: Values, family: str) -> None:

@@ -47,6 +47,7 @@ _LLAMA: dict[str, Leaf] = {
     "layers/mlp/down/bias": Leaf("model.layers.{}.mlp.down_proj.bias", "W->W", "mlp_bias"),
     "final_norm/scale": Leaf("model.norm.weight", "W->W"),
     "head/kernel": Leaf("lm_head.weight", "V,W->WV", "untied_head"),
+    "reward/kernel": Leaf("score.weight", "1,W->W1", "reward_head"),
 }
 # Gemma gives Llama's post_attention_layernorm, which is before the MLP, to the norm behind attention.
 _GEMMA = _LLAMA | {
@@ -76,14 +77,16 @@ _GPT_NEOX: dict[str, Leaf] = {
     "final_norm/scale": Leaf("gpt_neox.final_layer_norm.weight", "W->W"),
     "final_norm/bias": Leaf("gpt_neox.final_layer_norm.bias", "W->W"),
     "head/kernel": Leaf("embed_out.weight", "V,W->WV", "untied_head"),
+    "reward/kernel": Leaf("score.weight", "1,W->W1", "reward_head"),
 }
 _NAMES = {"rms": _LLAMA, "rms_plus_one": _GEMMA, "layer": _GPT_NEOX}
 
 
 def options(config: ModelConfig) -> dict[str, bool]:
     """What decides which leaves there are."""
-    names = ("qkv_bias", "output_bias", "mlp_bias", "qk_norm", "post_norms", "gated_mlp")
-    derived = {"gate_bias": config.gated_mlp and config.mlp_bias, "untied_head": not config.tied_head}
+    names = ("qkv_bias", "output_bias", "mlp_bias", "qk_norm", "post_norms", "gated_mlp", "reward_head")
+    untied = not config.tied_head and not config.reward_head
+    derived = {"gate_bias": config.gated_mlp and config.mlp_bias, "untied_head": untied}
     return {name: getattr(config, name) for name in names} | derived
 
 
@@ -102,7 +105,8 @@ def embedding_and_head(config: ModelConfig) -> tuple[str, str]:
 def sizes(config: ModelConfig) -> dict[str, int]:
     """Letters of Leaf.axes -> sizes."""
     c = config
-    return {"V": c.vocab_size, "W": c.width, "H": c.heads, "K": c.kv_heads, "D": c.head_width, "F": c.mlp_width, "3": 3}
+    named = {"V": c.vocab_size, "W": c.width, "H": c.heads, "K": c.kv_heads, "D": c.head_width, "F": c.mlp_width}
+    return named | {"1": 1, "3": 3}
 
 
 def tensor_names(leaf: Leaf, config: ModelConfig) -> list[str]:

@@ -29,6 +29,7 @@ from rlalign.types import Params
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
 COPIES_OF_MLP = 7  # activations of an MLP that live at once in a layer's backward
+COPIES_OF_FROZEN_MLP = 4  # where its weights need no gradient
 COPIES_OF_WIDTH = 8  # and of the residual stream's width
 COPIES_OF_LAYER = 2  # gathered weights: of this layer, and of the next, which is fetched meanwhile
 COPIES_OF_HEAD = 2  # in the weights' dtype, beside its float32 gradient
@@ -280,7 +281,7 @@ def _update(job: Job, topology: Topology, resident: dict[str, float]) -> Phase:
     head = COPIES_OF_HEAD * sizes.vocabulary + head_gradient + 2 * sizes.stream
     layer = (
         layers
-        + COPIES_OF_MLP * sizes.mlp
+        + (COPIES_OF_FROZEN_MLP if c.lora else COPIES_OF_MLP) * sizes.mlp
         + COPIES_OF_WIDTH * sizes.stream
         + (COPIES_OF_LAYER * sizes.layer + sizes.vocabulary) * (not one)
     )

@@ -207,7 +207,7 @@ def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
         raise ValueError(f"{where}: {missing[0]} of {kind.__name__} is missing")
     plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     for name, value in plain.items():
-        allowed = get_args(fields[name].type) or (fields[name].type,)
+        allowed: tuple[Any, ...] = get_args(fields[name].type) or (fields[name].type,)
         if set(allowed) <= set(_PLAIN) and not any(_is(value, kind) for kind in allowed):
             known = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
             raise ValueError(f"{where}: {name}={value!r} must be {known}")

@@ -203,3 +203,22 @@ def local_logprobs(hidden, head, forest: TokenForest, node, *, mesh: Mesh | None
         run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
         head = jnp.pad(head, ((0, 0), (0, -vocab % shards)))
     return tuple(x.reshape(parts * samples, response) for x in run(hidden, head, forest, node))
+
+
+def local_rewards(hidden, kernel, node, *, mesh: Mesh | None):
+    """What a reward model gives at each sample's last token: node i32[S, M, R], counted inside a part -> f[S * M].
+
+    In float32 or wider; 0 where a sample has no token.
+    """
+
+    def run(hidden, kernel, node):
+        last = jnp.max(node, axis=-1)  # depth-first: of a sample's tokens, the last lies furthest
+        wide = jnp.promote_types(hidden.dtype, jnp.float32)
+        found = hidden.reshape(-1, hidden.shape[-1])[jnp.maximum(last, 0).reshape(-1)]
+        reward = jnp.matmul(found, kernel, preferred_element_type=wide)[:, 0]
+        return jnp.where(last >= 0, reward.reshape(last.shape), 0)
+
+    if mesh is not None:
+        specs = (P(ROWS, None, None), P(None, None), P(ROWS, None, None))
+        run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=P(ROWS, None), check_vma=False)
+    return run(hidden, kernel, node).reshape(-1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rlalign.algorithms import Algorithm
 from rlalign.losses import aggregate_tokens, count_for, kl_estimate, sequence_logratio, sequence_mean, token_mean
 from rlalign.models.decoder import Decoder
-from rlalign.train.mesh import gather_embedding, local_logprobs
+from rlalign.train.mesh import gather_embedding, local_logprobs, local_rewards
 from rlalign.types import Batch, TokenForest
 
 Metrics = dict[str, jax.Array]
@@ -18,6 +18,11 @@ def batch_loss(decoder: Decoder, algorithm: Algorithm, mesh, params, batch: Batc
     """Loss of one microbatch, fields [S, ...], as a share of the whole batch's."""
     forest = TokenForest(*(x.reshape(-1, x.shape[-1]) for x in batch.packed.forest))
     params = gather_embedding(params, mesh)
+    if algorithm.score == "reward":
+        hidden = decoder.apply(params, forest)
+        reward = local_rewards(hidden, params["reward"]["kernel"], batch.packed.node, mesh=mesh)
+        loss, metrics = _pair_loss(algorithm, reward, batch, denominator)
+        return loss, jax.lax.stop_gradient(metrics | {"loss": loss})
     how = {"mesh": mesh, "temperature": algorithm.temperature, "softcap": decoder.config.logit_softcap}
     logp, entropy = local_logprobs(
         decoder.apply(params, forest), decoder.head(params), forest, batch.packed.node, **how
@@ -53,17 +58,23 @@ def _judged_loss(algorithm: Algorithm, logp, mask, batch: Batch, denominator) ->
         score = sequence_mean(logp, mask)
     else:
         score = sequence_logratio(logp, jnp.asarray(batch.ref_logp).reshape(logp.shape), mask)
-    first = second = there = None
+    if algorithm.data == "pairs":
+        return _pair_loss(algorithm, score, batch, denominator)
+    # Labels: a pair holds a response and one to another prompt, whose log-ratios estimate the KL.
+    apart = {}
     if batch.pair is not None:
         pair, there = _flat_pairs(batch.pair, batch.packed.mask.shape[1])
-        first, second = score[pair[:, 0]], score[pair[:, 1]]
-    if algorithm.data == "pairs":
-        return algorithm.loss(first, second, valid=there, denominator=denominator)
-    # Labels: a pair holds a response and one to another prompt, whose log-ratios estimate the KL.
-    apart = {} if second is None else {"kl_logratio": second, "kl_valid": there}
+        apart = {"kl_logratio": score[pair[:, 1]], "kl_valid": there}
     label = jnp.asarray(batch.advantage).reshape(-1)
     valid = jnp.any(mask, axis=1) & (label != 0)
     return algorithm.loss(score, label > 0, valid=valid, denominator=denominator, **apart)
+
+
+def _pair_loss(algorithm: Algorithm, score: jax.Array, batch: Batch, denominator) -> tuple[Any, Metrics]:
+    """The loss of pairs from a number f[N] of each sample."""
+    assert batch.pair is not None
+    pair, there = _flat_pairs(batch.pair, batch.packed.mask.shape[1])
+    return algorithm.loss(score[pair[:, 0]], score[pair[:, 1]], valid=there, denominator=denominator)
 
 
 def _flat_pairs(pair: jax.Array, samples: int) -> tuple[jax.Array, jax.Array]:

@@ -19,21 +19,19 @@ from jax.sharding import PartitionSpec as P
 from rlalign.algorithms import Algorithm, try_out
 from rlalign.checks import expect
 from rlalign.forest import bucket, split
-from rlalign.hosts import fetch, put
+from rlalign.hosts import put
 from rlalign.models.decoder import Decoder
 from rlalign.models.lora import frozen, trained
 from rlalign.train.mesh import (
     ROWS,
-    gather_embedding,
     keep_sharding,
-    local_logprobs,
     place_params,
     row_shards,
     shard_decoder,
 )
 from rlalign.train.objective import batch_count, batch_loss, part_share
 from rlalign.train.optimizer import with_master_weights
-from rlalign.types import Batch, Packed, Params, TokenForest, TrainState
+from rlalign.types import Batch, Params, TrainState
 
 Metrics = dict[str, jax.Array]
 MAXIMA = frozenset({"ratio_error"})  # metrics that parts combine by their maximum; the others by a mean over tokens
@@ -188,6 +186,12 @@ def make_train_step(
         raise ValueError(f"microbatches must be at least 1, got {microbatches}")
     if axis_name is not None and (mesh is not None or microbatches > 1):
         raise ValueError("axis_name goes without mesh and microbatches: split the batch over the devices instead")
+    if (algorithm.score == "reward") != decoder.config.reward_head:
+        has = "has" if decoder.config.reward_head else "lacks"
+        raise ValueError(
+            f"algorithm.score={algorithm.score!r}, and the model {has} a reward head: bradley_terry trains what "
+            "add_reward_head gives, and nothing else does"
+        )
     model = shard_decoder(decoder, mesh)
     optimizer = with_master_weights(optimizer)
 
@@ -297,34 +301,3 @@ def arrange(batch: Batch, microbatches: int, mesh: Mesh | None) -> Batch:
     if mesh is None:
         return arranged
     return jax.tree.map(lambda x: put(x, NamedSharding(mesh, P(None, ROWS))), arranged)
-
-
-def make_scorer(
-    decoder: Decoder, *, temperature: float = 1.0, mesh: Mesh | None = None
-) -> Callable[[Params, Packed], np.ndarray]:
-    """score(params, packed) -> logp f[N, R], without gradient: for ref_logp, and for old_logp of an outside sampler.
-
-    Args:
-      decoder: the model.
-      temperature: of the policy.
-      mesh: as in make_train_step; rows must be packed in data * fsdp parts.
-    """
-    model = shard_decoder(decoder, mesh)
-
-    @jax.jit
-    def run(params, batch: Batch):
-        forest = TokenForest(*(x.reshape(-1, x.shape[-1]) for x in batch.packed.forest))
-        params = gather_embedding(params, mesh)
-        hidden, node = model.apply(params, forest), batch.packed.node[0]
-        how = {"mesh": mesh, "temperature": temperature, "softcap": model.config.logit_softcap}
-        logp, _ = local_logprobs(hidden, model.head(params), forest, node, **how)
-        return logp.reshape(node.shape)
-
-    def score(params: Params, packed: Packed) -> np.ndarray:
-        _, sample = split(packed, row_shards(mesh))
-        logp = fetch(run(params, arrange(Batch(packed), 1, mesh)))[:, : sample.shape[1]]
-        out = np.zeros(np.shape(packed.mask), logp.dtype)
-        out[sample[sample >= 0]] = logp[sample >= 0]
-        return out
-
-    return score

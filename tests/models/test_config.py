@@ -305,15 +305,23 @@ def test_dtype_argument_wins():
 
 READS = (
     "rlalign reads LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM, "
-    "Gemma3ForCausalLM, GPTNeoXForCausalLM; use a checkpoint"
+    "Gemma3ForCausalLM, GPTNeoXForCausalLM and their ForSequenceClassification; use one of these"
 )
 
 REFUSED = [
     (hugging_face("gemma3", architectures=...), f"model_type 'gemma3' is not supported; {READS}"),
     (hugging_face("gemma3"), f"architecture 'gemma3ForCausalLM' is not supported; {READS}"),
     (
+        hugging_face(architectures=["LlamaForTokenClassification"]),
+        f"architecture 'LlamaForTokenClassification' is not supported; {READS}",
+    ),
+    (
         hugging_face(architectures=["LlamaForSequenceClassification"]),
-        f"architecture 'LlamaForSequenceClassification' is not supported; {READS}",
+        "a classifier of 2 classes is no reward model, which gives one number: use another checkpoint, or write",
+    ),
+    (
+        hugging_face(architectures=["LlamaForSequenceClassification"], id2label={"0": "a", "1": "b", "2": "c"}),
+        "a classifier of 3 classes is no reward model",
     ),
     (hugging_face(architectures=["Qwen2ForCausalLM"]), r"model_type 'llama' and architectures \['Qwen2For.* disagree"),
     (hugging_face(model_type=..., architectures=...), f"has neither 'model_type' nor 'architectures'; {READS}"),

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from rlalign.models import Decoder, load_pretrained, save_pretrained
 from rlalign.models.export import to_hugging_face
 from rlalign.models.families import from_hugging_face
+from rlalign.models.reward import add_reward_head
 from rlalign.train.mesh import make_mesh
 from tests.models.folders import write_folder
 from tests.models.test_pretrained import CASES, assert_same, recorded
@@ -28,6 +29,45 @@ def test_what_was_read_is_written_again(name, tmp_path):
         assert set(written.keys()) == set(tensors)
         for key in tensors:
             np.testing.assert_array_equal(written.get_tensor(key), tensors[key], err_msg=key)
+    again, same = load_pretrained(tmp_path / "to")
+    assert again.config == decoder.config
+    assert_same(same, params)
+
+
+def as_reward_model(name):
+    """(config.json, tensors) of a recorded model with one number in place of its head."""
+    case, tensors = recorded(name)
+    config = case["config"]
+    kind = config["architectures"][0].replace("ForCausalLM", "ForSequenceClassification")
+    kind = kind.replace("Gemma3For", "Gemma3TextFor")
+    kept = {key: value for key, value in tensors.items() if key not in ("lm_head.weight", "embed_out.weight")}
+    score = np.linspace(-1, 1, config["hidden_size"], dtype=np.float32)[None]
+    return {**config, "architectures": [kind], "id2label": {"0": "good"}}, {**kept, "score.weight": score}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_reward_model_is_read_and_written_again(name, tmp_path):
+    config, tensors = as_reward_model(name)
+    decoder, params = load_pretrained(write_folder(tmp_path / "from", config, tensors))
+    assert decoder.config.reward_head
+    np.testing.assert_array_equal(params["reward"]["kernel"], tensors["score.weight"].T)
+    save_pretrained(tmp_path / "to", decoder, params)
+    written = json.loads((tmp_path / "to" / "config.json").read_text())
+    assert written["architectures"][0].endswith("ForSequenceClassification")  # a Mistral without window is a Llama
+    again, same = load_pretrained(tmp_path / "to")
+    assert again.config == decoder.config
+    assert_same(same, params)
+
+
+def test_a_reward_model_of_a_language_model_is_a_classifier(tmp_path):
+    """Its source is the folder that it began as."""
+    case, tensors = recorded("qwen3")
+    source = write_folder(tmp_path / "from", case["config"], tensors)
+    decoder, params = add_reward_head(*load_pretrained(source))
+    save_pretrained(tmp_path / "to", decoder, params, source=source)
+    written = json.loads((tmp_path / "to" / "config.json").read_text())
+    assert written["architectures"] == ["Qwen3ForSequenceClassification"]
+    assert written["id2label"] == {"0": "LABEL_0"}
     again, same = load_pretrained(tmp_path / "to")
     assert again.config == decoder.config
     assert_same(same, params)

@@ -93,6 +93,15 @@ def simpo(case, at=None):
     return pairs.simpo(*judged(case, mean=True), beta=2.0, gamma=1.0)[0]
 
 
+def bradley_terry(case, at=None):
+    """Of a reward model whose rewards are the sums of log-probs."""
+    total = [
+        sum(x for x, counts in zip(*row, strict=True) if counts) for row in zip(case["logp"], case["mask"], strict=True)
+    ]
+    real = [pair for pair in case["pair"] if pair[0] >= 0]
+    return pairs.bradley_terry([total[a] for a, _ in real], [total[b] for _, b in real])[0]
+
+
 def kto(case, at=None):
     ref, mask = case["ref_logp"], case["mask"]
     frozen = None if at is None else pairs.sequence_logratio(at, ref, mask)
@@ -130,6 +139,7 @@ ORACLES = {
     "gsil_lsif": functools.partial(gsil, link="lsif"),
     "spin": spin,
     "dpo": dpo,
+    "bradley_terry": bradley_terry,
     "kto": kto,
     "simpo": simpo,
     "sft": sft,

@@ -1,0 +1,63 @@
+"""What makes a run this run, besides its settings: compared when it is continued, and between its processes."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlalign.algorithms import Algorithm
+from rlalign.io.files import fingerprint
+from rlalign.models.decoder import Decoder
+from rlalign.models.lora import frozen, without_lora
+from rlalign.train.score import Judge
+from rlalign.types import Params, Prompt
+
+
+def run_identity(
+    decoder: Decoder, algorithm: Algorithm, params: Params, prompts: Sequence[Prompt], judge: Any
+) -> dict[str, Any]:
+    """Plain values of everything that a checkpoint does not hold and the numbers depend on."""
+    # The reference, the model under an adapter.
+    fixed = algorithm.needs_reference or frozen(params)
+    tokens = hashlib.sha256()
+    for p in prompts:
+        tokens.update(np.asarray(p, np.int64).tobytes() + b"|")
+    settings = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm) if f.name != "about"}
+    return {
+        "decoder": dataclasses.asdict(decoder.config),
+        "algorithm_settings": {name: _plain(value) for name, value in settings.items()},
+        "reference_sha256": fingerprint(without_lora(params)) if fixed else None,
+        "prompts_sha256": tokens.hexdigest(),
+        "judge": _judge(judge),
+    }
+
+
+def _judge(judge: Any) -> Any:
+    if not isinstance(judge, Judge):
+        return _plain(judge)
+    return {"reward_model_sha256": fingerprint(judge.params), "encode": _plain(judge.encode)}
+
+
+def _plain(value: Any) -> Any:
+    """Functions by name, arrays by value; anything else that JSON does not know by its type."""
+    if isinstance(value, functools.partial):
+        named = {name: _plain(given) for name, given in value.keywords.items()}
+        return {"function": _plain(value.func), "arguments": [_plain(given) for given in value.args], **named}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if hasattr(value, "dtype"):
+        return np.asarray(value).tolist()
+    if dataclasses.is_dataclass(value):
+        return {"type": type(value).__qualname__} | {k: _plain(v) for k, v in vars(value).items()}
+    if not hasattr(value, "__qualname__"):
+        return type(value).__qualname__
+    name = f"{value.__module__}.{value.__qualname__}"
+    if "<" in name and hasattr(value, "__code__"):  # a lambda or a local function: its name says too little
+        code = value.__code__
+        name += f" {hashlib.sha256(repr((code.co_code, code.co_consts)).encode()).hexdigest()[:12]}"
+    return name
