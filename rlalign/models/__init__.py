@@ -3,6 +3,7 @@
 from rlalign.models.config import LoraConfig, ModelConfig
 from rlalign.models.decoder import Decoder, logits
 from rlalign.models.export import save_pretrained
+from rlalign.models.hub import download
 from rlalign.models.lora import add_lora, merge_lora, without_lora
 from rlalign.models.pretrained import load_pretrained
 from rlalign.models.reward import add_reward_head
@@ -15,6 +16,7 @@ __all__ = [
     "Tokenizer",
     "add_lora",
     "add_reward_head",
+    "download",
     "load_pretrained",
     "load_tokenizer",
     "logits",

@@ -69,6 +69,7 @@ class Tokenizer:
         """
         if learn not in ("all", "last"):
             raise ValueError(f"learn must be 'all' or 'last', got {learn!r}")
+        _check_roles(messages)
         if not any(message["role"] == "assistant" for message in messages):
             raise ValueError("a dialogue to learn from needs a message with role 'assistant'")
         turns = self._turns(messages, learn=learn)
@@ -104,6 +105,7 @@ class Tokenizer:
         """
         if not messages:
             raise ValueError("a conversation needs at least one message")
+        _check_roles(messages)
         if learn is None and messages[-1]["role"] == "assistant":
             raise ValueError("the last message is the assistant's and waits for no answer: drop it, or use dialogue")
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -124,15 +126,23 @@ class Tokenizer:
         return [(self.encode(text), number in learnt) for number, text in enumerate(texts)]
 
     def _render(self, messages: Sequence[Message], *, ask: bool = True) -> str:
+        import jinja2
+
         if self.inner.chat_template is None:
             raise ValueError(
                 "no chat template in the folder: a base model, for encode; or set tokenizer.inner.chat_template"
             )
         try:
             text = self.inner.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
-        except Exception as error:
+        except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"the chat template refuses {[m.get('role') for m in messages]}: {error}") from error
         return str(text)
+
+
+def _check_roles(messages: Sequence[Message]) -> None:
+    for number, message in enumerate(messages):
+        if "role" not in message or "content" not in message:
+            raise ValueError(f"message {number} has {', '.join(message) or 'nothing'}: it needs role and content")
 
 
 def _grows(texts: Sequence[str]) -> bool:
@@ -154,7 +164,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder} is not a folder; download the model first: rlalign.models.download(NAME, DIR)"
+            f"{folder} is not a folder; download the model first: rlalign.models.download(NAME, FOLDER)"
         )
     settings = _json(folder / "tokenizer_config.json")
     if settings.get("auto_map"):
