@@ -2,13 +2,15 @@
 
 Names, shapes and dtypes of the whole folder are checked before the first tensor is read. Then each leaf of the
 parameters is filled layer by layer and handed to JAX before the next begins: a CPU takes the leaf over as it
-is, and before other devices the host never holds more than a leaf.
+is, and before other devices the host never holds more than two leaves, one of them empty yet.
 """
 
 import contextlib
 import json
 import math
+import mmap
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,6 @@ from rlalign.types import Params
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _AGAIN = "download the folder again"
 _STRIP, _COLUMNS, _PAD = 512, 64, 16  # rows read at once, columns turned at once, columns between rows
-_ALIGNMENT = 64  # bytes
 # Written by old releases of transformers; config.json says the same.
 _IGNORED = ("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 _STORED = ("F32", "BF16", "F16", "F64")
@@ -70,12 +71,20 @@ def load_pretrained(
     with contextlib.ExitStack() as stack:
         tensors = _Tensors(folder, stack)
         _check_tensors(tensors, wanted, config)
-        for path, leaf in wanted.items():
+        dtype = jnp.dtype(config.dtype)
+        shapes = [(len(tensor_names(leaf, config)), *used_shape(leaf, config)) for leaf in wanted.values()]
+        # The pages of the next leaf are touched while this one is read: that is half of the time.
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        memory = [pool.submit(_fresh, shapes[0], dtype)]
+        for (path, leaf), following in zip(wanted.items(), [*shapes[1:], None], strict=True):
+            out = memory.pop().result()
+            if following is not None:
+                memory.append(pool.submit(_fresh, following, dtype))
             *parents, last = path.split("/")
             node = params
             for name in parents:
                 node = node.setdefault(name, {})
-            node[last] = _place(path, _read_leaf(tensors, leaf, config), mesh)
+            node[last] = _place(path, _read_leaf(tensors, leaf, config, out), mesh)
     return Decoder(config), params
 
 
@@ -239,10 +248,9 @@ def _check_tied(tensors: _Tensors, embedding: str, head: str) -> None:
         )
 
 
-def _read_leaf(tensors: _Tensors, leaf: Leaf, config: ModelConfig) -> np.ndarray:
-    """One leaf in the config's dtype, its layers on axis 0."""
+def _read_leaf(tensors: _Tensors, leaf: Leaf, config: ModelConfig, out: np.ndarray) -> np.ndarray:
+    """`out` filled with one leaf, its layers on axis 0."""
     names = tensor_names(leaf, config)
-    out = _aligned((len(names), *used_shape(leaf, config)), jnp.dtype(config.dtype))
 
     def fill(row: np.ndarray, name: str) -> None:
         target, source = stored_view(leaf, config, row), tensors.rows(name)
@@ -265,12 +273,14 @@ def _read_leaf(tensors: _Tensors, leaf: Leaf, config: ModelConfig) -> np.ndarray
     return out if "{}" in leaf.tensor else out[0]
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised, at an address that JAX takes over on a CPU in place of copying."""
-    size = math.prod(shape) * dtype.itemsize
-    raw = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + size].view(dtype).reshape(shape)
+def _fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros whose pages are there already, at the beginning of one: a CPU's JAX takes them over in place of copying.
+
+    NumPy would ask for huge pages, whose first touch takes seven times as long on some virtual machines.
+    """
+    memory = np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), np.uint8)
+    memory[:: mmap.PAGESIZE] = 0
+    return memory.view(dtype).reshape(shape)
 
 
 def _move(target: np.ndarray, part: np.ndarray) -> None:
