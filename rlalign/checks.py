@@ -1,4 +1,8 @@
-"""Shape and dtype checks that name the argument, at trace time; nothing broadcasts by accident."""
+"""Checks that name what is wrong: of shapes and dtypes at trace time, of settings against those of another run."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -51,3 +55,24 @@ def _match(x, form: str, axes: dict[str, int]) -> dict[str, int] | None:
         if found.setdefault(letter, size) != size:
             return None
     return found
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Dotted name -> both values as JSON text, of every leaf in which two nested dicts differ; "absent" where it is.
+
+    >>> differences({"lr": 0.1, "sampling": {"k": 4}}, {"lr": 0.1, "sampling": {"k": 8}})
+    {'sampling.k': ('4', '8')}
+    """
+    # As JSON: tuples equal lists, NaN equals itself, and 1 differs from 1.0 and True.
+    old, new = (dict(_flatten(json.loads(json.dumps(values)))) for values in (before, now))
+    pairs = {name: (old.get(name, "absent"), new.get(name, "absent")) for name in {**old, **new}}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, JSON text) of every leaf; an empty dict is a leaf."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{name}.{key}" if name else key)
+    else:
+        yield name, json.dumps(value, sort_keys=True)

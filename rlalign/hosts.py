@@ -6,16 +6,18 @@ same result; what may differ between them (rewards, a signal that asks to stop) 
 """
 
 import contextlib
-import hashlib
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from rlalign.checks import differences
 
 # In the errors of collectives, on CPUs, GPUs and from JAX's coordination service.
 SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "heartbeat", "oordination service")
@@ -122,19 +124,26 @@ def of_first(value: float) -> float:
     return float(np.frombuffer(np.asarray(sent).tobytes(), np.float64)[0])
 
 
-def check_same_everywhere(text: str, what: str) -> None:
+def check_same_everywhere(values: Mapping[str, Any]) -> None:
     """Refuse processes that were started differently: they would wait for each other for ever, or train on a mixture.
 
+    Args:
+      values: nested settings and hashes, plain enough for JSON.
+
     Raises:
-      ValueError: in every process; names those that differ from process 0.
+      ValueError: in every process; names those that differ from process 0, and in what.
     """
     if jax.process_count() == 1:
         return
-    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    every = multihost_utils.process_allgather(digest)
-    other = [int(k) for k in np.flatnonzero((every != every[0]).any(axis=1))]
-    if other:
-        raise ValueError(f"{what} of process {other} differ from those of process 0: start all with the same")
+    text = json.dumps(values).encode()
+    longest = int(np.max(multihost_utils.process_allgather(np.array([len(text)]))))
+    padded = np.frombuffer(text.ljust(longest), np.uint8)
+    first = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+    mine = [f"{name}: {theirs} there, {own} here" for name, (theirs, own) in differences(first, values).items()]
+    every = texts_together(("; ".join(mine),), jax.process_count())
+    told = [f"process {k} differs from process 0 in {text}" for k, text in enumerate(every) if text]
+    if told:
+        raise ValueError(f"start all processes with the same settings, model, data and mesh: {'. '.join(told)}")
 
 
 @contextlib.contextmanager

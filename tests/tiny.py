@@ -9,8 +9,11 @@ import numpy as np
 
 from rlalign.envs import sums
 from rlalign.forest import pack
+from rlalign.io.config import RunConfig
 from rlalign.models.config import ModelConfig
 from rlalign.models.decoder import Decoder
+from rlalign.rollout import SampleConfig
+from rlalign.train import OptimizerConfig
 from rlalign.types import Packed, TokenForest
 from rlalign_kernels.attention.reference import reference_attention
 
@@ -59,6 +62,25 @@ def sums_model(width: int) -> ModelConfig:
         tied_head=True,
         qk_norm=True,
     )
+
+
+def sums_run(folder, **changes) -> RunConfig:
+    """A few small steps on them."""
+    base = RunConfig(
+        folder=str(folder),
+        steps=4,
+        prompts_per_step=4,
+        sampling=SampleConfig(4, sums.ANSWER_TOKENS, eos_ids=(sums.EOS,)),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        row_length=64,
+        num_rows=4,
+        eval_every=2,
+        eval_prompts=8,
+        checkpoint_every=2,
+        reward_workers=1,
+        reward_limit=20.0,
+    )
+    return dataclasses.replace(base, **changes)
 
 
 def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.3):

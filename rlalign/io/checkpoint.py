@@ -25,6 +25,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from rlalign.checks import differences
 from rlalign.io.files import sync_folder, write_atomic
 from rlalign.types import TrainState
 
@@ -257,18 +258,16 @@ def check_same(saved: Mapping[str, Any], config: Mapping[str, Any], *, allow: Se
     >>> check_same({"lr": 0.1, "sampling": {"k": 4}}, {"lr": 0.1, "sampling": {"k": 8}}, allow=["sampling"])
     ['sampling.k']
     """
-    before, now = dict(_flatten(json.loads(json.dumps(saved)))), dict(_flatten(json.loads(json.dumps(config))))
-    # Compared as text: NaN equals itself there, and 1 differs from 1.0 and True.
-    changed = [name for name in {**before, **now} if before.get(name, "absent") != now.get(name, "absent")]
+    changed = differences(saved, config)
     refused = [name for name in changed if not any(name == a or name.startswith(f"{a}.") for a in allow)]
     if refused:
-        lines = [f"  {name}: saved {before.get(name, 'absent')}, now {now.get(name, 'absent')}" for name in refused]
+        lines = [f"  {name}: saved {changed[name][0]}, now {changed[name][1]}" for name in refused]
         raise ConfigMismatch(
             "the run was started with another configuration:\n"
             + "\n".join(lines)
             + f"\nUse the saved values, a new run folder, or accept the change with allow_change={tuple(refused)}"
         )
-    return changed
+    return list(changed)
 
 
 def _sizes(root: Path) -> dict[str, int]:
@@ -277,15 +276,6 @@ def _sizes(root: Path) -> dict[str, int]:
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-
-
-def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, JSON text) of every leaf; an empty dict is a leaf."""
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _flatten(inner, f"{name}.{key}" if name else key)
-    else:
-        yield name, json.dumps(value, sort_keys=True)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

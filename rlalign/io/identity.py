@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from rlalign.algorithms import Algorithm
 from rlalign.io.files import fingerprint
@@ -22,17 +23,32 @@ def run_identity(
     """Plain values of everything that a checkpoint does not hold and the numbers depend on."""
     # The reference, the model under an adapter.
     fixed = algorithm.needs_reference or frozen(params)
-    tokens = hashlib.sha256()
-    for p in prompts:
-        tokens.update(np.asarray(p, np.int64).tobytes() + b"|")
     settings = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm) if f.name != "about"}
     return {
         "decoder": dataclasses.asdict(decoder.config),
         "algorithm_settings": {name: _plain(value) for name, value in settings.items()},
         "reference_sha256": fingerprint(without_lora(params)) if fixed else None,
-        "prompts_sha256": tokens.hexdigest(),
+        "prompts_sha256": _tokens(prompts),
         "judge": _judge(judge),
     }
+
+
+def everywhere(prompts: Sequence[Prompt], eval_prompts: Sequence[Prompt], mesh: Mesh | None) -> dict[str, Any]:
+    """What the processes of a run must agree on besides that, though a run that is continued may change it."""
+    named = repr([(int(p.id), p.text) for p in (*prompts, *eval_prompts) if isinstance(p, Prompt)])
+    return {
+        "prompt_ids_sha256": hashlib.sha256(named.encode()).hexdigest(),
+        "eval_prompts_sha256": _tokens(eval_prompts),
+        "mesh": None if mesh is None else dict(mesh.shape),
+        "reward_workers": None,  # each host may have its own number
+    }
+
+
+def _tokens(prompts: Sequence[Prompt]) -> str:
+    tokens = hashlib.sha256()
+    for p in prompts:
+        tokens.update(np.asarray(p, np.int64).tobytes() + b"|")
+    return tokens.hexdigest()
 
 
 def _judge(judge: Any) -> Any:

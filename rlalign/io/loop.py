@@ -25,7 +25,7 @@ from rlalign.compat import CompileCounter
 from rlalign.io.checkpoint import Checkpoints, check_same
 from rlalign.io.config import RunConfig
 from rlalign.io.files import write_atomic
-from rlalign.io.identity import run_identity
+from rlalign.io.identity import everywhere, run_identity
 from rlalign.io.metrics import MetricsLog, progress, read_metrics
 from rlalign.io.report import write_report
 from rlalign.io.runner import Runner, check_run, resolve
@@ -109,7 +109,7 @@ def fit(
     reference = without_lora(params) if algorithm.needs_reference else None
     known = run_identity(decoder, algorithm, params, prompts, judge)
     saved = json.loads(json.dumps(dataclasses.asdict(config) | known))
-    hosts.check_same_everywhere(json.dumps(saved), "settings, model or prompts")
+    hosts.check_same_everywhere(saved | everywhere(prompts, eval_prompts, mesh))
     hosts.check_shared(folder)
     optimizer = make_optimizer(config.optimizer)
     with hosts.failing_together(f"{folder} has checkpoints"), contextlib.ExitStack() as stack:

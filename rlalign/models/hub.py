@@ -24,7 +24,12 @@ def download(name: str, folder: str | Path, *, revision: str | None = None, endp
     >>> decoder, params = load_pretrained(download("Qwen/Qwen2.5-0.5B", "models/qwen2.5-0.5b"))    # doctest: +SKIP
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (  # HTTPError is httpx's or httpx2's, whichever it uses
+        GatedRepoError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     folder = Path(folder)
     how = {"revision": revision, "local_dir": folder, "allow_patterns": list(WANTED), "endpoint": endpoint}

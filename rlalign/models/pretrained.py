@@ -71,15 +71,15 @@ def load_pretrained(
     with contextlib.ExitStack() as stack:
         tensors = _Tensors(folder, stack)
         _check_tensors(tensors, wanted, config)
-        dtype = jnp.dtype(config.dtype)
+        stored = jnp.dtype(config.dtype)
         shapes = [(len(tensor_names(leaf, config)), *used_shape(leaf, config)) for leaf in wanted.values()]
         # The pages of the next leaf are touched while this one is read: that is half of the time.
         pool = stack.enter_context(ThreadPoolExecutor(1))
-        memory = [pool.submit(_fresh, shapes[0], dtype)]
+        memory = [pool.submit(_fresh, shapes[0], stored)]
         for (path, leaf), following in zip(wanted.items(), [*shapes[1:], None], strict=True):
             out = memory.pop().result()
             if following is not None:
-                memory.append(pool.submit(_fresh, following, dtype))
+                memory.append(pool.submit(_fresh, following, stored))
             *parents, last = path.split("/")
             node = params
             for name in parents:

@@ -12,19 +12,9 @@ import numpy as np
 import rlalign as ra
 from rlalign import hosts
 from rlalign.envs import sums
+from tests.tiny import sums_model, sums_run
 
-MODEL = ra.ModelConfig(
-    vocab_size=sums.VOCAB_SIZE,
-    width=16,
-    layers=1,
-    heads=2,
-    kv_heads=2,
-    head_width=8,
-    mlp_width=64,
-    max_positions=16,
-    tied_head=True,
-    qk_norm=True,
-)
+MODEL = sums_model(16)
 
 
 def share_right(completion: str, example: dict) -> float:
@@ -32,23 +22,28 @@ def share_right(completion: str, example: dict) -> float:
     return float(np.mean([a == b for a, b in zip(completion.ljust(3), example["answer"], strict=False)]))
 
 
+def share_right_but_for_9(completion: str, example: dict) -> float:
+    """The same, with none where the first digit is 9."""
+    if completion.startswith("9"):
+        raise ValueError("a reward that fails")
+    return share_right(completion, example)
+
+
 def train(folder, mesh, *, steps: int, **changes) -> dict[str, np.ndarray]:
     """Parameters on the host, by path, after a GRPO run with a KL to its own beginning."""
-    config = ra.RunConfig(
-        folder=str(folder),
+    config = sums_run(
+        folder,
         steps=steps,
         prompts_per_step=8,
-        sampling=ra.SampleConfig(4, sums.ANSWER_TOKENS, eos_ids=(sums.EOS,)),
         optimizer=ra.OptimizerConfig(learning_rate=1e-3),
         row_length=24,
         num_rows=8,
         eval_every=5,
-        eval_prompts=8,
+        eval_prompts=7,  # no number of processes divides it
         checkpoint_every=5,
-        reward_workers=1,
-        reward_limit=20.0,
+        max_invalid_share=1.0,
+        **changes,
     )
-    config = dataclasses.replace(config, **changes)
     decoder = ra.Decoder(MODEL)
     params = decoder.init(0)
     result = ra.fit(
@@ -57,7 +52,7 @@ def train(folder, mesh, *, steps: int, **changes) -> dict[str, np.ndarray]:
         params=params if mesh is None else ra.place_params(params, mesh),
         prompts=sums.problems("train"),
         eval_prompts=sums.problems("held-out"),
-        reward=share_right,
+        reward=share_right_but_for_9,
         decode=sums.decode,
         algorithm=dataclasses.replace(ra.ALGORITHMS["grpo"], kl_coef=0.01),
         mesh=mesh,

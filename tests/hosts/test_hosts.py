@@ -22,7 +22,7 @@ from tests.hosts import run as job
 ROOT = pathlib.Path(__file__).parents[2]
 MESHES = {2: {"data": 2}, 4: {"data": 2, "fsdp": 2}, 8: {"data": 2, "fsdp": 2, "tensor": 2}}
 STEPS = 5
-LOGGED = ("loss", "kl", "reward", "entropy", "grad_norm", "eval_reward")
+LOGGED = ("loss", "kl", "reward", "entropy", "grad_norm", "eval_reward", "invalid_rewards")
 
 
 def start(folder, *flags, devices=2, processes=2, **environment) -> list[subprocess.Popen]:
@@ -75,16 +75,32 @@ def assert_same(leaves, folder, one):
     assert min(moved) > 1e-4  # not a comparison of what never changed
     for name, value in expected.items():
         np.testing.assert_allclose(leaves[name], value, rtol=0, atol=1e-6, err_msg=name)
+    assert sum(row.get("invalid_rewards", 0) for row in rows) > 0
     for got, want in zip(read_metrics(folder / "metrics.jsonl"), rows, strict=True):
         for name in LOGGED:
             if name in want:
                 assert got[name] == pytest.approx(want[name], rel=1e-6, abs=1e-6), (got["step"], name)
 
 
+def restored(folder, mesh):
+    """The newest state of a run, put on this mesh."""
+    decoder = ra.Decoder(job.MODEL)
+    like = init_state(decoder, ra.place_params(decoder.init(1), mesh), ra.make_optimizer(ra.OptimizerConfig()))
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        state, meta = checkpoints.restore(None, like)
+    assert meta["step"] == STEPS
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {mesh.devices.size}
+    return state
+
+
 @pytest.mark.parametrize("devices", MESHES)
 def test_several_devices_train_like_one(devices, one, tmp_path):
+    """What they saved, two devices read, bit for bit."""
     leaves = job.train(tmp_path / "run", ra.make_mesh(**MESHES[devices]), steps=STEPS)
     assert_same(leaves, tmp_path / "run", one)
+    state = restored(tmp_path / "run", ra.make_mesh(fsdp=2))
+    for (path, leaf), value in zip(jax.tree.leaves_with_path(state.params), leaves.values(), strict=True):
+        np.testing.assert_array_equal(leaf, value, err_msg=jax.tree_util.keystr(path))
 
 
 def test_two_processes_train_like_one_device_and_go_on_as_one(one, tmp_path):
@@ -95,15 +111,11 @@ def test_two_processes_train_like_one_device_and_go_on_as_one(one, tmp_path):
     codes = finish(start(folder, *flags))
     assert codes == [0, 0], pathlib.Path(f"{folder}.1.log").read_text()[-3000:]
     assert_same(np.load(saved), folder, one)
-    assert len(read_metrics(folder / "samples.jsonl")) == 2 * 8
-    mesh = ra.make_mesh(tensor=2)
+    assert len(read_metrics(folder / "samples.jsonl")) == 2 * 7
     decoder = ra.Decoder(job.MODEL)
     for a, b in zip(*map(jax.tree.leaves, (ra.load_pretrained(exported)[1], decoder.init(3))), strict=True):
         np.testing.assert_array_equal(a, b)
-    like = init_state(decoder, ra.place_params(decoder.init(1), mesh), ra.make_optimizer(ra.OptimizerConfig()))
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        state, meta = checkpoints.restore(None, like)
-    assert meta["step"] == STEPS
+    state = restored(folder, ra.make_mesh(tensor=2))
     assert state.params["embedding"].sharding.spec == jax.sharding.PartitionSpec("tensor")
     for (path, leaf), value in zip(jax.tree.leaves_with_path(state.params), np.load(saved).values(), strict=True):
         np.testing.assert_array_equal(leaf, value, err_msg=jax.tree_util.keystr(path))
@@ -131,7 +143,7 @@ def test_processes_that_were_started_differently_are_refused(tmp_path):
     processes = start(tmp_path / "run", *flags, "--seed", "own", devices=1)
     assert all(code not in (0, -9) for code in finish(processes))
     for process in processes:
-        assert "settings, model or prompts of process [1] differ from those of process 0" in process.log.read_text()
+        assert "process 1 differs from process 0 in seed: 0 there, 1 here" in process.log.read_text()
 
 
 @pytest.mark.parametrize(

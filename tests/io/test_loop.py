@@ -19,30 +19,13 @@ from rlalign.io.metrics import read_metrics
 from rlalign.io.runner import RunAborted
 from rlalign.plan import read_job
 from tests.tiny import sums_model
+from tests.tiny import sums_run as config
 
 _spec = importlib.util.spec_from_file_location("loop_graders", pathlib.Path(__file__).with_name("graders.py"))
 graders = importlib.util.module_from_spec(_spec)
 sys.modules["loop_graders"] = graders
 _spec.loader.exec_module(graders)
 DECODER = ra.Decoder(sums_model(16))
-
-
-def config(folder, **changes):
-    base = ra.RunConfig(
-        folder=str(folder),
-        steps=4,
-        prompts_per_step=4,
-        sampling=ra.SampleConfig(4, sums.ANSWER_TOKENS, eos_ids=(sums.EOS,)),
-        optimizer=ra.OptimizerConfig(learning_rate=1e-2),
-        row_length=64,
-        num_rows=4,
-        eval_every=2,
-        eval_prompts=8,
-        checkpoint_every=2,
-        reward_workers=1,
-        reward_limit=20.0,
-    )
-    return dataclasses.replace(base, **changes)
 
 
 def run(settings, reward=graders.even, **more):

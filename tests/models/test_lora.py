@@ -15,7 +15,7 @@ from rlalign.models import LoraConfig, add_lora, logits, merge_lora, without_lor
 from rlalign.models.lora import frozen, trained
 from rlalign.train import init_state, make_mesh, make_train_step, place_params
 from tests.io.graders import even
-from tests.tiny import GEMMA, GPT_NEOX, QWEN2, QWEN3, ragged_groups, random_params, sums_model
+from tests.tiny import GEMMA, GPT_NEOX, QWEN2, QWEN3, ragged_groups, random_params, sums_model, sums_run
 from tests.train import cases
 
 CONFIG = LoraConfig(rank=3, alpha=5.0)
@@ -128,20 +128,7 @@ def test_fit_saves_the_adapter_and_continues(tmp_path):
     algorithm = dataclasses.replace(ra.ALGORITHMS["grpo"], kl_coef=0.1)
 
     def run(folder, steps, params):
-        config = ra.RunConfig(
-            folder=str(tmp_path / folder),
-            steps=steps,
-            prompts_per_step=4,
-            sampling=ra.SampleConfig(4, sums.ANSWER_TOKENS, eos_ids=(sums.EOS,)),
-            optimizer=ra.OptimizerConfig(learning_rate=1e-2),
-            row_length=64,
-            num_rows=4,
-            eval_every=2,
-            checkpoint_every=2,
-            eval_prompts=4,
-            reward_workers=1,
-            reward_limit=20.0,
-        )
+        config = sums_run(tmp_path / folder, steps=steps, eval_prompts=4)
         usual = {"prompts": sums.problems("train")[:40], "eval_prompts": sums.problems("held-out")}
         how = {"reward": even, "decode": sums.decode, "algorithm": algorithm}
         return ra.fit(config, decoder=decoder, params=params, **usual, **how)

@@ -14,7 +14,7 @@ from rlalign.envs import sums
 from rlalign.io.metrics import read_metrics
 from rlalign.rollout import Engine, EngineError, engine_sampler, sample_from
 from tests.hosts.run import share_right
-from tests.tiny import sums_model
+from tests.tiny import sums_model, sums_run
 
 DECODER = ra.Decoder(sums_model(16))
 HOW = ra.SampleConfig(3, sums.ANSWER_TOKENS, eos_ids=(sums.EOS,), temperature=0.7)
@@ -194,21 +194,8 @@ def test_settings_that_are_refused(make, message):
 
 
 def settings(folder, **changes):
-    run = ra.RunConfig(
-        folder=str(folder),
-        steps=3,
-        prompts_per_step=4,
-        sampling=dataclasses.replace(HOW, temperature=1.0),
-        optimizer=ra.OptimizerConfig(learning_rate=1e-2),
-        row_length=64,
-        num_rows=4,
-        eval_every=3,
-        eval_prompts=4,
-        reward_workers=1,
-        reward_limit=20.0,
-        recompute_logp=True,
-    )
-    return dataclasses.replace(run, **changes)
+    usual = {"steps": 3, "eval_every": 3, "eval_prompts": 4, "checkpoint_every": 50, "recompute_logp": True}
+    return sums_run(folder, **(usual | {"sampling": dataclasses.replace(HOW, temperature=1.0)} | changes))
 
 
 def fit(run, sampler):

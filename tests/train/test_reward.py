@@ -18,7 +18,7 @@ from rlalign.io.checkpoint import ConfigMismatch
 from rlalign.io.metrics import read_metrics
 from rlalign.models.reward import add_reward_head
 from rlalign.train import make_rewarder
-from tests.tiny import GEMMA, QWEN2, dense_decoder, ragged_groups, random_params, sums_model
+from tests.tiny import GEMMA, QWEN2, dense_decoder, ragged_groups, random_params, sums_model, sums_run
 
 _spec = importlib.util.spec_from_file_location(
     "reward_graders", pathlib.Path(__file__).parents[1] / "io" / "graders.py"
@@ -142,23 +142,8 @@ def judge_of(seed):
 
 def fitted(folder, judge, **changes):
     decoder = ra.Decoder(sums_model(16))
-    config = ra.RunConfig(
-        folder=str(folder),
-        algorithm="gprs",
-        steps=2,
-        prompts_per_step=4,
-        sampling=ra.SampleConfig(4, sums.ANSWER_TOKENS, eos_ids=(sums.EOS,)),
-        optimizer=ra.OptimizerConfig(learning_rate=1e-2),
-        row_length=64,
-        num_rows=4,
-        eval_every=2,
-        eval_prompts=4,
-        checkpoint_every=2,
-        reward_workers=1,
-        reward_limit=20.0,
-    )
     return ra.fit(
-        dataclasses.replace(config, **changes),
+        sums_run(folder, **({"algorithm": "gprs", "steps": 2, "eval_prompts": 4} | changes)),
         decoder=decoder,
         params=decoder.init(0),
         prompts=sums.problems("train")[:40],
