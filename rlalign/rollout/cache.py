@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from rlalign.models.config import ModelConfig
 from rlalign.models.decoder import Attend, AttentionFn
 
+EVERYTHING = 2**30  # a window that hides nothing
+
 
 class Prefix(NamedTuple):
     """Keys and values of the prompts, f[L, B, K, P, D]."""
@@ -59,11 +61,14 @@ def attend_prefill(attend: Attend) -> Attend:
     return run
 
 
-def attend_decode(attention: AttentionFn, prefix: Prefix, length: jax.Array, step: jax.Array) -> Attend:
+def attend_decode(
+    attention: AttentionFn, config: ModelConfig, prefix: Prefix, length: jax.Array, step: jax.Array
+) -> Attend:
     """Attention of the newest token of every sample, q f[B, G, H, D], over its prompt and its own past.
 
     Args:
       attention: decode_attention, or a form of it that is local to a device.
+      config: whose windows are kept.
       prefix: the prompts' keys and values.
       length: i32[B], tokens of each prompt.
       step: i32[], how many tokens of the suffix are already there; this one becomes column `step`.
@@ -73,6 +78,10 @@ def attend_decode(attention: AttentionFn, prefix: Prefix, length: jax.Array, ste
         column = (step, jnp.int32(0))
         k, v = (x.swapaxes(1, 2)[:, :, :, None] for x in (k, v))
         cache = Suffix(_write(cache.k, layer, k, column), _write(cache.v, layer, v, column))
-        return attention(q, prefix, cache, layer, length, step), cache
+        window = None
+        if config.window is not None:
+            full = jnp.isin(layer, jnp.array(config.full_layers, jnp.int32))
+            window = jnp.where(full, jnp.int32(EVERYTHING), jnp.int32(config.window))
+        return attention(q, prefix, cache, layer, length, step, window=window), cache
 
     return run

@@ -141,7 +141,7 @@ def _generate(decoder, config, mesh, params, token, length, real, ids, seed, ste
         newest = state.step - 1
         previous = jax.lax.dynamic_index_in_dim(state.token, newest, axis=2, keepdims=False)
         position = jnp.broadcast_to((length + newest)[:, None], previous.shape)
-        attend = attend_decode(attention, prefix, length, newest)
+        attend = attend_decode(attention, c, prefix, length, newest)
         hidden, suffix = decoder.run(params, previous, position, attend, state.suffix)
         return _choose(config, score(hidden), keys, state._replace(suffix=suffix))
 
@@ -237,12 +237,6 @@ def sample(
     tokens = check_prompts(prompts, decoder.config.vocab_size)
     if prompt_ids is None:
         prompt_ids = own_ids(prompts)
-    longest, window = max(map(len, tokens)) + config.max_new_tokens, decoder.config.window
-    if window is not None and longest > window:
-        raise ValueError(
-            f"the longest prompt and max_new_tokens={config.max_new_tokens} make {longest} tokens, the model's layers "
-            f"have a window of {window}: sampling does not leave out keys yet; shorten one of the two"
-        )
     if len(prompt_ids) != len(prompts):
         raise ValueError(f"prompt_ids has {len(prompt_ids)} entries for {len(prompts)} prompts")
     count, width = prompt_buckets(len(tokens), max(map(len, tokens)), mesh)

@@ -174,11 +174,13 @@ def shard_decoder(decoder: Decoder, mesh: Mesh | None) -> Decoder:
         return local(run, in_specs=specs, out_specs=heads)(q, k, v, visible_until, plan, position)
 
     prefix, suffix = P(None, ROWS, "tensor", None, None), P(None, ROWS, "tensor", None, None, None)
-    specs = (heads, prefix, suffix, P(), P(ROWS), P())
+    specs = (heads, prefix, suffix, P(), P(ROWS), P(), P())
 
-    def decode(q, prefix, suffix, layer, length, step, **options):
-        run = functools.partial(decode_attention, **options)
-        return local(run, in_specs=specs, out_specs=heads)(q, prefix, suffix, layer, length, step)
+    def decode(q, prefix, suffix, layer, length, step, *, window=None, **options):
+        def run(*arrays):
+            return decode_attention(*arrays[:-1], window=arrays[-1], **options)
+
+        return local(run, in_specs=specs, out_specs=heads)(q, prefix, suffix, layer, length, step, window)
 
     return dataclasses.replace(decoder, attention=attention, plan=plan, decode=decode)
 

@@ -107,6 +107,42 @@ def test_long_caches(backend, x64):
     check(arrays(1, 1, 2, 2, 64, 530, 5, "bfloat16"), [((529,), 4), ((3,), 0)], backend=backend)
 
 
+WINDOWS = (1, 2, 7, 16, 17, 40, 2**30)  # within the past, over its edge, prompts out of sight, all of it
+
+
+@every
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_window_leaves_out_what_is_further_back(backend, window, x64):
+    check(arrays(3, 3, 8, 2, 64, 37, 21, "float32"), RAGGED, backend=backend, window=window)
+
+
+def test_a_window_is_that_of_forest_attention(x64):
+    """The newest token of a row of 8, whose keys are cut by the rule of the trainer."""
+    q, prefix, suffix = arrays(1, 1, 4, 2, 8, 5, 4, "float64")
+    got = compiled(window=4)(q, prefix, suffix, LAYER, jnp.array([5]), 2)
+    k, v = (
+        np.concatenate([a[LAYER, 0], b[LAYER, 0, :, 0, :3]], axis=1).swapaxes(0, 1)
+        for a, b in zip(prefix, suffix, strict=True)
+    )
+    row = jnp.zeros((1, 8, 4, 8)).at[0, -1].set(q[0, 0])
+    at = {"window": 4, "position": jnp.arange(8)[None]}
+    expected = reference_attention(row, k[None], v[None], jnp.full((1, 8), 8), **at)[0, -1]
+    np.testing.assert_allclose(got[0, 0], expected, rtol=0, atol=1e-12)
+
+
+@every
+def test_a_window_reads_no_tile_before_it(backend, x64):
+    """NaN in every key that the window hides, whole tiles and parts of one: bit for bit the same."""
+    length, step, window = np.array([37, 33, 20]), 20, 24
+    q, prefix, suffix = arrays(3, 3, 8, 2, 64, 37, 21, "float32")
+    clean = run((q, prefix, suffix), length, step, backend=backend, window=window)
+    hidden = np.arange(37)[None] <= (length + step - window)[:, None]
+    assert hidden.any(axis=1).all()
+    dirty = tuple(jnp.where(hidden[None, :, None, :, None], jnp.nan, x) for x in prefix)
+    np.testing.assert_array_equal(clean, run((q, dirty, suffix), length, step, backend=backend, window=window))
+    assert np.isfinite(clean).all()
+
+
 @both
 def test_more_queries_than_a_tile_holds(backend, x64):
     check(arrays(1, 33, 8, 1, 64, 19, 2, "float32"), [((18,), 1)], backend=backend)
@@ -217,15 +253,25 @@ REFUSALS = {
     "layer": ({"layer": ((1,), "int32")}, r"layer must be int\[\]; got int32\[1\]"),
     "length": ({"length": ((3,), "int32")}, r"length must be int\[2\]; got int32\[3\]"),
     "step": ({"step": ((), "float32")}, r"step must be int\[\]; got float32\[\]"),
+    "window": ({"window": ((1,), "int32")}, r"window must be int\[\]; got int32\[1\]"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refusals_name_the_argument(case):
     change, message = REFUSALS[case]
-    q, k, v, sk, sv, *at = (jax.ShapeDtypeStruct(*x) for x in (GOOD | change).values())
+    change = dict(change)
+    window = change.pop("window", ((), "int32"))
+    q, k, v, sk, sv, *at, w = (jax.ShapeDtypeStruct(*x) for x in (*(GOOD | change).values(), window))
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(decode_attention, q, (k, v), (sk, sv), *at)
+        jax.eval_shape(
+            lambda q, before, since, *at: decode_attention(q, before, since, *at[:-1], window=at[-1]),
+            q,
+            (k, v),
+            (sk, sv),
+            *at,
+            w,
+        )
 
 
 def test_a_soft_cap_that_is_none_is_refused():

@@ -9,7 +9,7 @@ from rlalign_kernels.decode.parts import Options, join, keys_of_a_tile
 Cache = tuple[jax.Array, jax.Array]
 
 
-def _check(q, prefix, suffix, layer, length, step, softcap, backend) -> None:
+def _check(q, prefix, suffix, layer, length, step, window, softcap, backend) -> None:
     shapes = (
         f"got q {q.shape}, prefix {prefix[0].shape}, {prefix[1].shape}, suffix {suffix[0].shape}, {suffix[1].shape}"
     )
@@ -31,8 +31,9 @@ def _check(q, prefix, suffix, layer, length, step, softcap, backend) -> None:
     types = {x.dtype for x in (q, *prefix, *suffix)}
     if len(types) > 1 or not jnp.issubdtype(q.dtype, jnp.floating):
         raise ValueError(f"q and both caches must have one floating dtype; got {', '.join(sorted(map(str, types)))}")
-    for name, x, shape in (("layer", layer, ()), ("length", length, (batch,)), ("step", step, ())):
-        if x.shape != shape or not jnp.issubdtype(x.dtype, jnp.integer):
+    named = (("layer", layer, ()), ("length", length, (batch,)), ("step", step, ()), ("window", window, ()))
+    for name, x, shape in named:
+        if x is not None and (x.shape != shape or not jnp.issubdtype(x.dtype, jnp.integer)):
             raise ValueError(f"{name} must be int{list(shape)}; got {x.dtype}{list(x.shape)}")
     check_heads(backend, width, q.dtype)
     check_softcap(softcap)
@@ -46,6 +47,7 @@ def decode_attention(
     length: jax.Array,
     step: jax.Array,
     *,
+    window: jax.Array | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     backend: str | None = None,
@@ -53,6 +55,8 @@ def decode_attention(
     """Attention of the newest token of G samples a prompt over the prompt, stored once, and over their own past.
 
         o = sum_j softmax_j(scale * q . k_j) v_j   over   prefix columns j < length[b]  and  suffix columns j <= step
+
+    With a window only those among the last `window` tokens of the sample, the newest one counted.
 
     The keys of a prompt are read once for all its samples: G * H / K queries beside each other. Prompt and past are two
     calls of one function, joined by their log-sum-exp (parts.py).
@@ -64,6 +68,7 @@ def decode_attention(
       layer: i[], which of the L layers; it is data, so that a kernel reads its layer where it lies.
       length: i[B], tokens of each prompt; at most P.
       step: i[], the newest column of the suffix.
+      window: i[], data like the layer, because layers differ in it; None is all.
       scale: None is D ** -0.5.
       softcap: scores become softcap * tanh(score / softcap).
       backend: as in forest_attention.
@@ -79,19 +84,23 @@ def decode_attention(
     """
     backend = choose(backend)
     layer, length, step = (jnp.asarray(x) for x in (layer, length, step))
-    _check(q, prefix, suffix, layer, length, step, softcap, backend)
+    window = None if window is None else jnp.asarray(window)
+    _check(q, prefix, suffix, layer, length, step, window, softcap, backend)
     batch, samples, heads, width = q.shape
     options = Options(width**-0.5 if scale is None else float(scale), softcap, keys_of_a_tile(backend, q.dtype))
     partial = load("decode", backend, "partial")
     packed = q.reshape(batch, samples, prefix[0].shape[2], -1, width).swapaxes(1, 2)  # [B, K, G, H / K, D]
     at = layer.astype(jnp.int32)[None]
 
-    def part(cache, limit):
+    def part(cache, limit, newest):
+        """Over the columns below `limit`; the newest token would be column `newest`."""
         k, v = cache
         limit = jnp.clip(limit.astype(jnp.int32), 0, k.shape[-2])
-        out, lse = partial(options, packed.reshape(*k.shape[1:-2], -1, width), k, v, at, limit)
+        first = jnp.zeros_like(limit) if window is None else jnp.clip(newest.astype(jnp.int32) + 1 - window, 0, limit)
+        first = first.astype(jnp.int32)
+        out, lse = partial(options, packed.reshape(*k.shape[1:-2], -1, width), k, v, at, first, limit)
         return out.reshape(packed.shape), lse.reshape(packed.shape[:-1])
 
-    out, lse = zip(part(prefix, length), part(suffix, step[None] + 1), strict=True)
+    out, lse = zip(part(prefix, length, length + step), part(suffix, step[None] + 1, step[None]), strict=True)
     joined, _ = join(jnp.stack(out), jnp.stack(lse))
     return joined.astype(q.dtype).swapaxes(1, 2).reshape(batch, samples, heads, width)

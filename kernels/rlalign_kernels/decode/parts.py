@@ -2,12 +2,13 @@
 
 A form is one function of queries that share their keys, and of keys that stay where they are, stacked over layers:
 
-    partial(options, q f[X, M, D], k, v f[L, X, S, D], layer i32[1], limit i32[n]) -> out f32[X, M, D], lse f32[X, M]
+    partial(options, q f[X, M, D], k, v f[L, X, S, D], layer i32[1], first i32[n], limit i32[n])
+        -> out f32[X, M, D], lse f32[X, M]
 
-X stands for one axis or several. It is attention over the first limit[x // (X // n)] keys of [layer, x], and the log of
-the sum of its exponentials. Without keys (limit 0) out is 0 and lse is MASKED, which gives the part no weight. What is
-behind a limit changes nothing, and whole tiles behind it are not read. The layer is data: slicing a layer out for a
-kernel would copy it, every step.
+X stands for one axis or several. It is attention over the keys [first, limit) of [layer, x], with the bounds of
+x // (X // n), and the log of the sum of its exponentials. Without keys (first = limit) out is 0 and lse is MASKED, which
+gives the part no weight; first is never above limit. What is outside changes nothing, and whole tiles outside are not
+read. The layer is data: slicing a layer out for a kernel would copy it, every step.
 """
 
 from typing import NamedTuple

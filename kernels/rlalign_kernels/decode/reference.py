@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 
-def reference_decode(q, prefix, suffix, layer, length, step, *, scale=None, softcap=None):
+def reference_decode(q, prefix, suffix, layer, length, step, *, window=None, scale=None, softcap=None):
     """softmax over prompt and past of softcap(scale * q k^T), times v; same arguments as decode_attention."""
     batch, samples, heads, width = q.shape
     kv_heads, wide = prefix[0].shape[2], jnp.promote_types(q.dtype, jnp.float32)
@@ -22,6 +22,9 @@ def reference_decode(q, prefix, suffix, layer, length, step, *, scale=None, soft
         score = softcap * jnp.tanh(score / softcap)
     before = jnp.arange(columns[0])[None, :] < length[:, None]
     since = jnp.broadcast_to((jnp.arange(columns[1]) <= step)[None, :], (batch, columns[1]))
+    if window is not None:  # the newest token is at position length + step
+        before &= (length + step)[:, None] - jnp.arange(columns[0])[None, :] < window
+        since &= (step - jnp.arange(columns[1]) < window)[None, :]
     seen = jnp.concatenate([before, since], axis=1)[:, None, None, :]
     weight = jax.nn.softmax(jnp.where(seen, score, jnp.finfo(wide).min), axis=-1)
     weight, v = jnp.where(seen, weight, 0), jnp.where(seen[..., None], v, 0)

@@ -1,8 +1,9 @@
 """Decode attention as a Pallas kernel for TPU (Mosaic); with interpret=True it runs on a CPU, slowly.
 
-A grid step is one tile of keys for a few rows of X that share a limit: decoding is bound by reading the caches, and a
-step should read enough to be worth its start. The last size of the grid is data, the furthest limit; of a shorter one
-the last live tile is named again, which fetches nothing. The layer is prefetched as a scalar and chooses the blocks.
+A grid step is one tile of keys for a few rows of X that share their bounds: decoding is bound by reading caches, and a
+step should read enough to be worth its start. The last size of the grid is data, the furthest limit; outside of its
+own keys a row names its first or last live tile again, which fetches nothing. The layer is prefetched as a scalar and
+chooses the blocks.
 """
 
 import functools
@@ -24,10 +25,10 @@ def _last(limit, block):
     return jnp.maximum(tiles(limit, block) - 1, 0)
 
 
-def _kernel(layer, limit, q, k, v, out, lse, top, total, acc, *, options, block, steps):
+def _kernel(layer, first, limit, q, k, v, out, lse, top, total, acc, *, options, block, steps):
     del layer
-    here, s = limit[jax.lax.div(pl.program_id(0), jnp.int32(steps))], pl.program_id(2)
-    start = s * block
+    of, s = jax.lax.div(pl.program_id(0), jnp.int32(steps)), pl.program_id(2)
+    low, here, start = first[of], limit[of], s * block
 
     @pl.when(s == 0)
     def _():
@@ -35,15 +36,16 @@ def _kernel(layer, limit, q, k, v, out, lse, top, total, acc, *, options, block,
         total[...] = jnp.zeros(total.shape, jnp.float32)
         acc[...] = jnp.zeros(acc.shape, jnp.float32)
 
-    def below(shape, axis):
-        return start + jax.lax.broadcasted_iota(jnp.int32, shape, axis) < here
+    def inside(shape, axis):
+        column = start + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+        return (column >= low) & (column < here)
 
-    @pl.when(start < here)
+    @pl.when(jnp.maximum(start, low) < jnp.minimum(start + block, here))
     def _():
         for x in range(q.shape[0]):
             score, _ = scores(options, dot(q[x], k[x], turned=True))
-            score = jnp.where(below(score.shape, 1), score, MASKED)
-            value = jnp.where(below(v.shape[1:], 0), v[x], jnp.zeros(v.shape[1:], v.dtype))  # 0 * NaN is NaN
+            score = jnp.where(inside(score.shape, 1), score, MASKED)
+            value = jnp.where(inside(v.shape[1:], 0), v[x], jnp.zeros(v.shape[1:], v.dtype))  # 0 * NaN is NaN
             new_top = jnp.maximum(top[x, :, :1], jnp.max(score, axis=1, keepdims=True))
             weight = jnp.exp(score - new_top)  # the tile has a key that is seen: exp(MASKED - new_top) is 0
             shrink = jnp.exp(top[x, :, :1] - new_top)
@@ -64,8 +66,8 @@ def _rows_of_a_step(shared: int, height: int, size: int) -> int:
     return next(n for n in (8, 4, 2, 1) if n == 1 or (shared % n == 0 and n * height <= ROWS and n * size <= BYTES))
 
 
-def partial(options, q, k, v, layer, limit, *, interpret: bool = False):
-    """(out, lse) over the keys below limit; see parts.py."""
+def partial(options, q, k, v, layer, first, limit, *, interpret: bool = False):
+    """(out, lse) over the keys [first, limit); see parts.py."""
     lead = q.shape[:-1]
     q, k, v = flat(q, k, v)
     rows, queries, width = q.shape
@@ -74,18 +76,20 @@ def partial(options, q, k, v, layer, limit, *, interpret: bool = False):
     step = _rows_of_a_step(shared, height, block * width * k.dtype.itemsize)
     steps = shared // step  # grid steps that share a limit
 
-    def of_queries(x, m, s, layer, limit):
-        del s, layer, limit
+    def of_queries(x, m, s, layer, first, limit):
+        del s, layer, first, limit
         return x, m, 0
 
-    def of_keys(x, m, s, layer, limit):
+    def of_keys(x, m, s, layer, first, limit):
         del m
-        last = _last(limit[jax.lax.div(x, jnp.int32(steps))], block)
-        return layer[0], x, jnp.minimum(s, last), 0
+        of = jax.lax.div(x, jnp.int32(steps))
+        last = _last(limit[of], block)
+        lowest = jnp.minimum(jax.lax.div(first[of], jnp.int32(block)), last)
+        return layer[0], x, jnp.clip(s, lowest, last), 0
 
     query, key = pl.BlockSpec((step, height, width), of_queries), pl.BlockSpec((None, step, block, width), of_keys)
     grid = pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=2,
+        num_scalar_prefetch=3,
         grid=(rows // step, pl.cdiv(queries, height), _last(jnp.max(limit), block) + 1),
         in_specs=[query, key, key],
         out_specs=[query, pl.BlockSpec((step, height, 1), of_queries)],
@@ -98,5 +102,5 @@ def partial(options, q, k, v, layer, limit, *, interpret: bool = False):
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         interpret=interpret,
         name="decode_attention",
-    )(layer, limit, q, k, v)
+    )(layer, first, limit, q, k, v)
     return out.reshape(*lead, width), lse.reshape(lead)

@@ -21,18 +21,20 @@ PROGRAMS = 264  # two for each of an H100's processors
 KEYS = 256  # of a part at least, when all columns are filled
 
 
-def _kernel(layer, limit, q, k, v, out, lse, *, options, block, parts):
+def _kernel(layer, first, limit, q, k, v, out, lse, *, options, block, parts):
     (height, padded), width = q.shape, k.shape[2]
-    here, at = triton.load(limit), triton.load(layer)
-    live = tiles(here, block)
-    share = tiles(live, parts)  # tiles of a part, rounded up
-    first = pl.program_id(2) * share
+    low, here, at = triton.load(first), triton.load(limit), triton.load(layer)
+    begin = jax.lax.div(low, jnp.int32(block))
+    end = jnp.where(low < here, tiles(here, block), begin)
+    share = tiles(end - begin, parts)  # tiles of a part, rounded up
+    own = begin + pl.program_id(2) * share
     query, column = triton.load(q), jnp.arange(padded, dtype=jnp.int32)
 
     def tile(t, carry):
         acc, top, total = carry
         start = t * block
-        inside = start + jnp.arange(block, dtype=jnp.int32) < here
+        key_at = start + jnp.arange(block, dtype=jnp.int32)
+        inside = (key_at >= low) & (key_at < here)
         mask = inside[:, None] & (column < width)[None, :]
         # A start that is no int lets the slice reach over the width: the mask hides what is not there.
         where = at, pl.ds(start, block), pl.ds(jnp.int32(0), padded)
@@ -50,7 +52,7 @@ def _kernel(layer, limit, q, k, v, out, lse, *, options, block, parts):
         jnp.full((height,), MASKED, jnp.float32),
         jnp.zeros((height,), jnp.float32),
     )
-    acc, top, total = jax.lax.fori_loop(first, jnp.minimum(first + share, live), tile, start)
+    acc, top, total = jax.lax.fori_loop(own, jnp.minimum(own + share, end), tile, start)
     seen = total > 0  # a part without keys has no weight
     whole = jnp.where(seen, total, 1)
     triton.store(out, acc / whole[:, None])
@@ -62,8 +64,8 @@ def _power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def partial(options, q, k, v, layer, limit, *, interpret: bool = False):
-    """(out, lse) over the keys below limit; see parts.py."""
+def partial(options, q, k, v, layer, first, limit, *, interpret: bool = False):
+    """(out, lse) over the keys [first, limit); see parts.py."""
     lead = q.shape[:-1]
     q, k, v = flat(q, k, v)
     rows, queries, width = q.shape
@@ -73,13 +75,15 @@ def partial(options, q, k, v, layer, limit, *, interpret: bool = False):
     parts = max(1, min(pl.cdiv(PROGRAMS, rows * blocks), k.shape[2] // KEYS))
     q = jnp.pad(q, ((0, 0), (0, blocks * height - queries), (0, padded - width)))
     shared = rows // limit.size
+    bound = pl.BlockSpec((None,), lambda x, m, p: (jax.lax.div(x, jnp.int32(shared)),))
     cache = pl.BlockSpec((k.shape[0], None, *k.shape[2:]), lambda x, m, p: (0, x, 0, 0))
     out, lse = pl.pallas_call(
         functools.partial(_kernel, options=options, block=options.block, parts=parts),
         grid=(rows, blocks, parts),
         in_specs=[
             pl.BlockSpec((None,), lambda x, m, p: (0,)),
-            pl.BlockSpec((None,), lambda x, m, p: (jax.lax.div(x, jnp.int32(shared)),)),
+            bound,
+            bound,
             pl.BlockSpec((None, height, padded), lambda x, m, p: (x, m, 0)),
             cache,
             cache,
@@ -97,7 +101,7 @@ def partial(options, q, k, v, layer, limit, *, interpret: bool = False):
         ),
         interpret=interpret,
         name="decode_attention",
-    )(layer, limit, q, k, v)
+    )(layer, first, limit, q, k, v)
     out, lse = out[:, :, :queries, :width], lse[:, :, :queries]
     out, lse = (out[0], lse[0]) if parts == 1 else join(out, lse)
     return out.reshape(*lead, width), lse.reshape(lead)
