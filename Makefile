@@ -11,7 +11,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 comma := ,
 BESIDE := $(EXTRA)$(if $(filter cuda,$(EXTRA)),$(comma)torch)
 
-.PHONY: quickstart test lint parity smollm2 matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates bench-loading autotune kills constraints clean
+.PHONY: quickstart test lint parity smollm2 matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates bench-loading autotune kills constraints clean plan
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)  ## a policy learns sums from rewards in front of you
@@ -58,6 +58,9 @@ aot: $(AOT)/.ready-tpu  ## kernels and whole steps by the compiler of TPUs that 
 	$(AOT)/bin/python benchmarks/aot_decode.py v5e v5p v6e
 	$(AOT)/bin/python benchmarks/aot_logprobs.py v5e v5p v6e
 	$(AOT)/bin/python benchmarks/ring.py --topology v5e:2x2
+
+plan: $(AOT)/.ready-tpu  ## rlalign plan where the compiler of TPUs is: ARGS="experiments/plans/qwen2_5_7b.toml --topology v5p:2x2x4 --compile"
+	$(AOT)/bin/rlalign plan $(ARGS)
 
 aot-cuda: $(AOT)-cuda/.ready-cuda  ## and by that of an H100; installs 5 GB
 	$(AOT)-cuda/bin/python benchmarks/aot.py h100

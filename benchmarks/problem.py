@@ -19,6 +19,8 @@ import jax
 import numpy as np
 
 import rlalign as ra
+from rlalign.plan import flops
+from rlalign.plan.flops import layer_weights, visible_pairs
 
 
 class Shape(NamedTuple):
@@ -84,19 +86,12 @@ def batch(shape: Shape, *, row_length: int, seed: int = 0, vocab: int = MODEL.vo
 
 
 def update_flops(config: ra.ModelConfig, shape: Shape, *, shared: bool) -> float:
-    """Floating-point operations of one update, counted from shapes.
-
-    Dense layers: 6 a weight and token. Attention: 7 products (2 forward, 5 backward) of 2 H D a visible pair and
-    layer. Head: 4 products (one of them the recomputation) of 2 W V a response token. AdamW: 16 a weight.
-    """
+    """Floating-point operations of one update, counted from shapes; AdamW is 16 a weight."""
     c, (P, R, G, B) = config, shape
-    layer = c.width * c.head_width * (2 * c.heads + 2 * c.kv_heads) + 3 * c.width * c.mlp_width
-    weights = c.layers * layer + c.vocab_size * c.width
     tokens = B * (P + G * R if shared else G * (P + R))
-    pairs = (P * (P + 1) + G * R * (2 * P + R + 1)) / 2 if shared else G * (P + R) * (P + R + 1) / 2
-    attention = c.layers * B * pairs * 7 * 2 * c.heads * c.head_width
-    head = B * G * R * 4 * 2 * c.width * c.vocab_size
-    return 6 * tokens * c.layers * layer + attention + head + 16 * weights
+    pairs = B * (visible_pairs(P, R, G) if shared else G * visible_pairs(P, R, 1))
+    weights = c.layers * layer_weights(c) + c.vocab_size * c.width
+    return flops.update_flops(c, tokens=tokens, pairs=pairs, responses=B * G * R) + 16 * weights
 
 
 def token_ratio(shape: Shape) -> float:
