@@ -6,9 +6,9 @@ A form is one function of queries that share their keys, and of keys that stay w
         -> out f32[X, M, D], lse f32[X, M]
 
 X stands for one axis or several. It is attention over the keys [first, limit) of [layer, x], with the bounds of
-x // (X // n), and the log of the sum of its exponentials. Without keys (first = limit; never above it) out is 0 and lse
-is MASKED, which gives the part no weight. What is outside changes nothing, and whole tiles there are not read. The layer
-is data: slicing a layer out for a kernel would copy it, every step.
+x // (X // n), and the log of the sum of its exponentials. Without keys (first = limit) out is 0 and lse is
+MASKED, which gives the part no weight. What is outside changes nothing, whole tiles there are not read. The layer is
+data: slicing a layer out for a kernel would copy it, every step.
 """
 
 from typing import NamedTuple
