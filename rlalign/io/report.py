@@ -176,7 +176,9 @@ def _accuracy(rows: Rows) -> str:
     wide = chart(series, label="Accuracy", unit="%", width=1060, height=300, zero=True)
     narrow = chart(series, label="Accuracy", unit="%", width=336, height=230, zero=True)
     drawing = f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
-    return _figure("Accuracy", "training: each step and its running mean", drawing, series, "%")
+    smooth = any(one.label == "training" for one in series)
+    note = "training: each step and its running mean" if smooth else "of held-out answers"
+    return _figure("Accuracy", note, drawing, series, "%")
 
 
 def _section(name: str, specs: Sequence[tuple[str, str, str, str]], rows: Rows) -> str:

@@ -113,6 +113,8 @@ class Runner:
             state, metrics = self._updates(state, batch)
         seconds = sum(clock.seconds.values())
         metrics |= rollout_metrics(config, prompts, rollouts, rewards, batch)
+        if self.judge is not None:
+            del metrics["accuracy"]  # a judge's numbers have no `success`
         metrics |= {f"seconds_{phase}": value for phase, value in clock.seconds.items()}
         metrics["tokens_per_second"] = metrics["tokens_repeated"] / seconds
         metrics["learning_rate"] = learning_rate

@@ -161,6 +161,8 @@ def test_fit_trains_on_the_judge_and_counts_by_the_reward(tmp_path):
     assert all(row["reward"] != round(row["reward"]) for row in rows[:2])
     assert all(row["eval_accuracy"] in (0, 0.25, 0.5, 0.75, 1) for row in rows if "eval_accuracy" in row)
     assert all(row["invalid_rewards"] == 0 for row in rows[:2])
+    assert not any("accuracy" in row for row in rows), "a judge's numbers have no threshold"
+    assert (tmp_path / "report.html").exists()
     fitted(tmp_path, judge_of(1), steps=3)
     with pytest.raises(ConfigMismatch, match="reward_model_sha256"):
         fitted(tmp_path, judge_of(2), steps=4)
