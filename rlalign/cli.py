@@ -36,7 +36,7 @@ def _plan(asked: argparse.Namespace) -> int:
     # Before jax is imported: nothing here runs on a device, and libtpu need not look for one.
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     from rlalign.plan import estimate, parse_topology, read_job
-    from rlalign.plan.text import as_json, page
+    from rlalign.plan.text import as_json, missing_gib, page
 
     sizes = {axis: getattr(asked, axis) for axis in ("data", "fsdp", "tensor") if getattr(asked, axis) is not None}
     topology = parse_topology(asked.topology)
@@ -47,7 +47,7 @@ def _plan(asked: argparse.Namespace) -> int:
 
         compiled = compile_job(plan.job, topology)
     print(as_json(plan, compiled) if asked.json else page(plan, compiled))
-    return int(plan.missing > 0 or any(program.refusal for program in compiled.values()))
+    return int(any(lack > 0 for lack in missing_gib(plan, compiled).values()))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -29,7 +31,7 @@ def run_identity(
         "algorithm_settings": {name: _plain(value) for name, value in settings.items()},
         "reference_sha256": fingerprint(without_lora(params)) if fixed else None,
         "prompts_sha256": _tokens(prompts),
-        "judge": _judge(judge),
+        "judge": _plain(judge),
     }
 
 
@@ -51,14 +53,13 @@ def _tokens(prompts: Sequence[Prompt]) -> str:
     return tokens.hexdigest()
 
 
-def _judge(judge: Any) -> Any:
-    if not isinstance(judge, Judge):
-        return _plain(judge)
-    return {"reward_model_sha256": fingerprint(judge.params), "encode": _plain(judge.encode)}
-
-
 def _plain(value: Any) -> Any:
     """Functions by name, arrays by value; anything else that JSON does not know by its type."""
+    if isinstance(value, Judge):
+        known = {"model": dataclasses.asdict(value.decoder.config), "row_length": value.row_length}
+        return known | {"reward_model_sha256": fingerprint(value.params), "encode": _plain(value.encode)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, functools.partial):
         named = {name: _plain(given) for name, given in value.keywords.items()}
         return {"function": _plain(value.func), "arguments": [_plain(given) for given in value.args], **named}
@@ -66,8 +67,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if hasattr(value, "dtype"):
-        return np.asarray(value).tolist()
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return np.asarray(value).tolist() if value.size <= 64 else fingerprint(value)
     if dataclasses.is_dataclass(value):
         return {"type": type(value).__qualname__} | {k: _plain(v) for k, v in vars(value).items()}
     if not hasattr(value, "__qualname__"):
@@ -76,4 +77,9 @@ def _plain(value: Any) -> Any:
     if "<" in name and hasattr(value, "__code__"):  # a lambda or a local function: its name says too little
         code = value.__code__
         name += f" {hashlib.sha256(repr((code.co_code, code.co_consts)).encode()).hexdigest()[:12]}"
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        if held:
+            # Functions by name alone: they may hold themselves.
+            named = lambda x: x.__qualname__ if isinstance(x, types.FunctionType) else _plain(x)
+            return {"function": name, "holds": [named(x) for x in held]}
     return name

@@ -39,6 +39,7 @@ from rlalign.types import Params, Prompt, Rollouts, TrainState
 
 # Settings that touch nothing of a run but, for num_rows, the last bits: they may differ when it is continued.
 HARMLESS = ("folder", "profile", "steps", "num_rows", "reward_workers", "keep", "checkpoint_every", "samples_shown")
+HARMLESS += ("keep_params",)
 Sampler = Callable[..., Rollouts]
 Judging = Callable[[Sequence[Prompt], Rollouts], np.ndarray]
 
@@ -79,7 +80,8 @@ def fit(
 
     Args:
       config: the run.
-      decoder, params: the policy to begin with; also the frozen reference, where the algorithm has a KL.
+      decoder, params: the policy to begin with; also the frozen reference, where the algorithm has a KL. With
+        config.keep_params=False the run uses the arrays up.
       prompts: to train on, each once an epoch.
       eval_prompts: held out; evaluated with seeds of their own, before, between and after.
       reward: (completion, example) -> number, a plain top-level function, run in killable worker processes.
@@ -117,7 +119,9 @@ def fit(
             RewardGuard(reward, workers=config.reward_workers, time_limit=config.reward_limit, decode=decode)
         )
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep))
-        state, start = _resume(checkpoints, init_state(decoder, params, optimizer), saved, allow_change)
+        shared = reference is not None and config.reference_dtype in (None, decoder.config.dtype)
+        begin = init_state(decoder, params, optimizer, copy=config.keep_params or shared)
+        state, start = _resume(checkpoints, begin, saved, allow_change)
         how = {"optimizer": optimizer, "mesh": mesh, "guard": guard, "sampler": sampler, "judge": judge}
         run = Runner(config, algorithm, decoder, reference, prompts, eval_prompts, **how)
         compiles, highest = CompileCounter(), hosts.of_first(_best(folder / "metrics.jsonl"))

@@ -307,6 +307,12 @@ def check_run(config: RunConfig, decoder: Decoder, prompts, eval_prompts, mesh: 
     if beyond:
         raise ValueError(f"sampling.eos_ids holds {beyond[0]}, the vocabulary has {decoder.config.vocab_size}")
     parts = config.minibatches * config.microbatches * row_shards(mesh)
+    samples = config.prompts_per_step * config.sampling.num_samples
+    if parts > samples:
+        raise ValueError(
+            f"prompts_per_step={config.prompts_per_step} with num_samples={config.sampling.num_samples} are {samples} "
+            f"samples for {parts} parts (minibatches * microbatches * data * fsdp): some would be empty; ask for more"
+        )
     if config.num_rows is not None and config.num_rows % parts:
         raise ValueError(
             f"num_rows={config.num_rows} does not divide into {parts} parts (minibatches * microbatches * data * fsdp)"

@@ -47,6 +47,9 @@ def save_pretrained(
         config.json of the family that has this shape.
       shard_bytes: the most bytes of a weight file; host memory holds one file at a time.
 
+    A reward model becomes the family's sequence classifier. For more than one sequence at a time transformers wants a
+    pad_token_id in its config.json, and reads the reward at the last other token: choose one that ends no answer.
+
     Raises:
       FileExistsError: the folder holds weights.
       ValueError: a config that no family has, or that is not the source's, with the fields that differ; an adapter.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 # What a folder of load_pretrained and load_tokenizer consists of; no code, no pickles.
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+UNWANTED = ("consolidated*", "original/*")  # the same weights a second time, in another layout
 
 
 def download(name: str, folder: str | Path, *, revision: str | None = None, endpoint: str | None = None) -> Path:
@@ -33,6 +34,7 @@ def download(name: str, folder: str | Path, *, revision: str | None = None, endp
 
     folder = Path(folder)
     how = {"revision": revision, "local_dir": folder, "allow_patterns": list(WANTED), "endpoint": endpoint}
+    how["ignore_patterns"] = list(UNWANTED)
     try:
         snapshot_download(name, **how)
     except GatedRepoError as error:

@@ -19,6 +19,7 @@ from rlalign.models.decoder import Decoder
 from rlalign.types import Params
 
 ADAPTER = "lora"
+TRAINED = (ADAPTER, "reward")  # a reward head begins at random: it is never left frozen under an adapter
 INPUTS = {"output": 2}  # axes of a kernel that are its input, where that is not one
 
 
@@ -85,13 +86,13 @@ def without_lora(params: Params) -> Params:
 
 
 def trained(params: Params) -> Params:
-    """What training changes: the adapter, or, where there is none, everything."""
-    return {ADAPTER: params[ADAPTER]} if ADAPTER in params else params
+    """What training changes: the adapter and a reward head, or, where there is no adapter, everything."""
+    return {name: value for name, value in params.items() if name in TRAINED} if ADAPTER in params else params
 
 
 def frozen(params: Params) -> Params:
     """What it leaves alone: nothing, where there is no adapter. {**frozen(params), **trained(params)} is params."""
-    return without_lora(params) if ADAPTER in params else {}
+    return {name: value for name, value in params.items() if name not in TRAINED} if ADAPTER in params else {}
 
 
 def _placed_like(adapter: Params, params: Params) -> Params:

@@ -39,7 +39,14 @@ def compile_job(job: Job, topology: Topology) -> dict[str, Compiled]:
     """
     if topology.chip.lanes == 1:
         raise ValueError(f"--compile is for TPUs, {topology.name} has none: leave it out for the closed form")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--compile needs the compiler of TPUs, which is not here ({reason}): use `make plan`, or install the "
+            "extra tpu"
+        ) from error
     mesh = make_mesh(data=job.data, fsdp=job.fsdp, tensor=job.tensor, devices=devices)
     optimizer = make_optimizer(job.run.optimizer)
     shapes = jax.eval_shape(lambda params: init_state(job.decoder, params, optimizer), job.params)
@@ -76,9 +83,9 @@ def _batch(job: Job) -> Batch:
     run, rng = job.run, np.random.default_rng(0)
     samples, response = run.sampling.num_samples, run.sampling.max_new_tokens
     draw = lambda *shape: rng.integers(0, job.model.vocab_size, shape)
-    prompts = draw(run.prompts_per_step // run.minibatches, job.prompt_length)
+    prompts = draw(-(-run.prompts_per_step // run.minibatches), job.prompt_length)
     whole = [np.concatenate([p, draw(response)]) for p in prompts for _ in range(samples)]
-    parts = run.microbatches * job.shards
+    parts = run.microbatches * job.shards  # of one optimizer step
     packed = pack(
         whole,
         row_length=run.row_length,

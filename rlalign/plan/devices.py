@@ -66,4 +66,9 @@ def parse_topology(text: str) -> Topology:
         raise ValueError(
             f"topology {text!r}: {kind} comes in {chip.dimensions} positive sizes, as in '{kind}:{example}'"
         )
+    wrong = [int(size) for size in sizes if chip.dimensions > 1 and int(size) > 2 and (int(size) % 4 or int(size) > 28)]
+    if wrong:
+        raise ValueError(
+            f"topology {text!r}: {kind} has no side of {wrong[0]}: sides are 1, 2 and multiples of 4, to 28"
+        )
     return Topology(text, chip, math.prod(map(int, sizes)) * chip.per_chip)

@@ -151,8 +151,13 @@ def _resident(job: Job) -> tuple[Params, dict[str, float]]:
     optimizer = with_master_weights(make_optimizer(job.run.optimizer))
     state = jax.eval_shape(optimizer.init, trained(params))
     found = {"parameters": _bytes(params, job), "optimizer": _bytes(state, job)}
-    if job.algorithm.needs_reference and not job.model.lora:
-        found["reference"] = _bytes(params, job, dtype=job.run.reference_dtype)
+    if job.model.lora:
+        return params, found  # the adapter alone is copied, and the reference is the model under it
+    run, narrow = job.run, job.run.reference_dtype not in (None, job.model.dtype)
+    if job.algorithm.needs_reference:
+        found["reference"] = _bytes(params, job, dtype=run.reference_dtype)
+    if run.keep_params and (narrow or not job.algorithm.needs_reference):
+        found["given parameters"] = _bytes(params, job)
     return params, found
 
 
@@ -204,7 +209,8 @@ class _Sizes:
         products = self.heads + key_values + self.stream + (1 + c.gated_mlp) * self.mlp
         if c.remat == "products":
             return kept + products
-        return kept + products + 2 * self.stream + self.heads + key_values + (1 + c.gated_mlp) * self.mlp
+        wide = 2 * self.tokens * c.width * 4  # float32 inputs of both norms
+        return statistics + wide + 4 * self.stream + 3 * self.heads + key_values + 3 * (1 + c.gated_mlp) * self.mlp
 
 
 def _rollout(job: Job, topology: Topology, resident: dict[str, float]) -> Phase:

@@ -21,7 +21,7 @@ def update_flops(c: ModelConfig, *, tokens: float, pairs: float, responses: floa
     adapter. Attention: 7 products (2 forward, 5 backward) of 2 H D a pair and layer. Head: 4 products (one of them the
     recomputation) of 2 W V a response token, 3 where it is frozen.
     """
-    dense = (4 if c.lora else 6) + (0 if c.remat == "none" else 2)
+    dense = (4 if c.lora else 6) + (2 if c.remat == "full" else 0)
     attention = c.layers * pairs * 7 * 2 * c.heads * c.head_width
     head = responses * (3 if c.lora else 4) * 2 * c.width * c.vocab_size
     return dense * tokens * c.layers * layer_weights(c) + attention + head

@@ -147,6 +147,8 @@ def read_job(path: str | Path, *, prompt_length: int | None = None, **mesh: int)
     if prompt_length is None:
         raise ValueError(f"{path}: prompt_length is missing: the tokens of the longest prompt (or --prompt-length)")
     changes = _table(values, "decoder", path)
+    if not isinstance(folder, str | None):
+        raise ValueError(f"{path}: pretrained={folder!r} must be the path of a Hugging Face folder")
     if folder is None:
         model = _build(ModelConfig, changes, f"{path}: decoder")
     else:
@@ -214,6 +216,8 @@ def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
     for name, inner in _NESTED.items():
         if isinstance(plain.get(name), Mapping):
             plain[name] = _build(inner, plain[name], f"{where}: {name}")
+        elif name in plain and not (plain[name] is None and fields[name].default is None):
+            raise ValueError(f"{where}: {name}={plain[name]!r} must be a table of {inner.__name__}'s settings")
     try:
         return kind(**plain)
     except (TypeError, ValueError) as error:

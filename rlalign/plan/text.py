@@ -3,10 +3,22 @@
 import json
 
 from rlalign.plan.compiled import Compiled
-from rlalign.plan.estimate import GIB, Plan
+from rlalign.plan.estimate import BYTES, GIB, Plan
 
-ROWS = ("parameters", "optimizer", "reference", "gathered weights", "caches", "kept for the backward", "gradients")
+ROWS = (
+    "parameters",
+    "given parameters",
+    "optimizer",
+    "reference",
+    "gathered weights",
+    "caches",
+    "kept for the backward",
+    "gradients",
+)
 ROWS += ("activations",)
+
+
+MARGIN = 0.1  # share of a device's memory that the formulas may err by
 
 
 def page(plan: Plan, compiled: dict[str, Compiled]) -> str:
@@ -19,6 +31,14 @@ def _about(plan: Plan) -> list[str]:
     job, run, c = plan.job, plan.job.run, plan.job.model
     sizes = " x ".join(f"{name} {size}" for name, size in zip(("data", "fsdp", "tensor"), job.sizes, strict=True))
     rows = f"{job.rows[0]} x {run.row_length} tokens"
+    cut = plan.parameters * BYTES[c.dtype] / (job.fsdp * job.tensor)
+    held = plan.phases["update"].inputs["parameters"]
+    whole = []
+    if held > 1.1 * cut:
+        whole.append(
+            f"fsdp={job.fsdp} and tensor={job.tensor} do not divide all of the model's sizes: {held / GIB:.2f} GiB of "
+            f"parameters lie on each device, {cut / GIB:.2f} would"
+        )
     adapter = f", adapter of rank {c.lora.rank}" if c.lora else ""
     return [
         f"{plan.parameters / 1e9:.2f} billion parameters in {c.dtype}, {c.layers} layers, remat {c.remat}{adapter}; "
@@ -27,6 +47,7 @@ def _about(plan: Plan) -> list[str]:
         f"a step: {run.prompts_per_step} prompts of {job.prompt_length} x {run.sampling.num_samples} responses of "
         f"{run.sampling.max_new_tokens}: {plan.tokens:,} tokens stored, {plan.repeated:,} if prompts were repeated; "
         f"a device sees {rows} at a time",
+        *whole,
     ]
 
 
@@ -53,14 +74,29 @@ def _memory(plan: Plan, compiled: dict[str, Compiled]) -> list[str]:
     return lines
 
 
+def missing_gib(plan: Plan, compiled: dict[str, Compiled]) -> dict[str, float]:
+    """GiB that each phase lacks, by the compiler where it was asked; infinite where it refused."""
+    room = plan.topology.chip.hbm
+    found = {}
+    for name, phase in plan.phases.items():
+        program = compiled[name].bytes if name in compiled else phase.program
+        found[name] = (program + sum(phase.beside.values())) / GIB - room
+    return found
+
+
 def _verdict(plan: Plan, compiled: dict[str, Compiled]) -> list[str]:
-    name, worst = max(plan.phases.items(), key=lambda item: item[1].total)
+    lacks = missing_gib(plan, compiled)
+    name = max(lacks, key=lacks.__getitem__)
+    worst, by = plan.phases[name], "the compiler" if name in compiled else "formula"
     refused = [f"{phase}: {c.refusal}" for phase, c in compiled.items() if c.refusal]
-    if plan.missing <= 0:
-        return [f"fits: {-plan.missing:.2f} GiB free in its largest phase, the {name}", *refused]
+    if lacks[name] <= 0:
+        near = -lacks[name] < MARGIN * plan.topology.chip.hbm and name not in compiled
+        doubt = "; too near to be sure: --compile, or leave more room" if near else ""
+        return [f"fits: {-lacks[name]:.2f} GiB free in its largest phase, the {name}, by {by}{doubt}"]
     shares = {**worst.inputs, **worst.working, **worst.beside}
     always = {**worst.inputs, **worst.beside}
-    missing = f"DOES NOT FIT: {plan.missing:.2f} GiB missing on each device in the {name}"
+    size = plan.missing if refused else lacks[name]
+    missing = f"DOES NOT FIT: {size:.2f} GiB missing on each device in the {name}"
     if sum(always.values()) / GIB > plan.topology.chip.hbm:
         named, size = " and ".join(always), sum(always.values())
         why, remedy = f"{named} alone are {size / GIB:.2f} GiB, whatever the batch", "optimizer"
@@ -71,6 +107,7 @@ def _verdict(plan: Plan, compiled: dict[str, Compiled]) -> list[str]:
 
 
 REMEDIES = {
+    "given parameters": "keep_params = false, which uses up what `fit` is given",
     "parameters": "more fsdp or tensor, that is, more devices; or LoRA on a smaller model",
     "optimizer": "more fsdp or tensor; an adapter ([decoder.lora]); narrower moments (optimizer.mu_dtype)",
     "reference": 'reference_dtype = "bfloat16"; an adapter, whose reference is the model under it',
@@ -120,6 +157,7 @@ def as_json(plan: Plan, compiled: dict[str, Compiled]) -> str:
             "model": f"{plan.parameters / 1e9:.2f} billion parameters",
             "mesh": dict(zip(("data", "fsdp", "tensor"), plan.job.sizes, strict=True)),
             "missing_gib": round(plan.missing, 3),
+            "fits": all(lack <= 0 for lack in missing_gib(plan, compiled).values()),
             "phases": phases,
             "flops_a_token": round(sum(plan.flops.values()) / plan.tokens),
         }

@@ -91,18 +91,25 @@ class Judge:
     rewards: Callable[[Params, Packed], np.ndarray]
 
     def __call__(self, prompts: Sequence[Prompt], rollouts: Rollouts) -> np.ndarray:
-        """f[N], NaN for a sample that is too long for a row."""
+        """f[N], NaN for a sample of less than two tokens, or of more than row_length."""
         answers = [row[mask] for row, mask in zip(rollouts.tokens, rollouts.mask, strict=True)]
-        whole = [self.encode(prompts[p], tokens) for p, tokens in zip(rollouts.prompt, answers, strict=True)]
-        length = np.array([len(x) for x in whole])
-        fits = np.flatnonzero((length <= self.row_length) & (length > 1))
-        out = np.full(len(whole), np.nan, np.float32)
-        if fits.size:
-            last = length[fits] - 1
-            chosen = [np.asarray(whole[n]) for n in fits]
-            packed = pack(chosen, row_length=self.row_length, response_start=last, parts=self.parts)
-            out[fits] = self.rewards(self.params, packed)
-        return out
+        whole = [
+            np.asarray(self.encode(prompts[p], tokens)) for p, tokens in zip(rollouts.prompt, answers, strict=True)
+        ]
+        vocab = self.decoder.config.vocab_size
+        for number, ids in enumerate(whole):
+            if ids.size and not 0 <= ids.min() <= ids.max() < vocab:
+                raise ValueError(
+                    f"sample {number} holds token {ids.min() if ids.min() < 0 else ids.max()}, the reward model's "
+                    f"vocabulary has {vocab}: it has another tokenizer; give make_judge an encode"
+                )
+        length = np.array([len(ids) for ids in whole])
+        fits = (length <= self.row_length) & (length > 1)
+        # Others stay, cut and without a last token: so many samples are one shape.
+        kept = [ids if ok else np.zeros(1, np.int32) for ids, ok in zip(whole, fits, strict=True)]
+        last = np.where(fits, length - 1, 1)
+        packed = pack(kept, row_length=self.row_length, response_start=last, parts=self.parts, response_length=1)
+        return np.where(fits, self.rewards(self.params, packed), np.nan)
 
 
 def make_judge(
@@ -123,7 +130,12 @@ def make_judge(
         or chat template; None joins the two. The reward is read at the last one.
 
     Raises:
-      ValueError: a model without a reward head.
+      ValueError: a model without a reward head; rows beyond its max_positions. Called: a token that it does not know.
     """
+    if row_length > decoder.config.max_positions:
+        raise ValueError(
+            f"row_length={row_length} is beyond the reward model's max_positions={decoder.config.max_positions}: "
+            "samples of that length would get numbers that mean nothing; lower it"
+        )
     joined = lambda prompt, tokens: np.concatenate([np.asarray(prompt), tokens])
     return Judge(decoder, params, row_length, encode or joined, row_shards(mesh), make_rewarder(decoder, mesh=mesh))

@@ -190,7 +190,7 @@ def test_a_rematerialised_layer_never_runs_its_forward_again(backend, policy, mo
     """Layers are scanned, so a kernel that a layer runs once is traced once."""
     monkeypatch.setenv("RLALIGN_KERNELS", backend)
     if policy is not None:
-        monkeypatch.setattr(decoder_module, "KEEP_ATTENTION", policy)
+        monkeypatch.setitem(decoder_module.KEPT, "full", policy)
     decoder = Decoder(ModelConfig(**SHAPE, head_width=64, tied_head=True, remat="full"))
     until, position = (jnp.asarray(x) for x in FORESTS["small_trees"])
     forest = TokenForest(jnp.zeros_like(until), position, until, until)  # parents are not looked at

@@ -11,12 +11,16 @@ import pytest
 
 import rlalign as ra
 from rlalign.cli import main
-from rlalign.plan import Job, estimate, parse_topology, read_job
-from rlalign.plan.compiled import _batch
+from rlalign.envs import sums
+from rlalign.plan import Job, Topology, estimate, parse_topology, read_job
+from rlalign.plan.compiled import Compiled, _batch
+from rlalign.plan.devices import CHIPS
 from rlalign.plan.estimate import GIB, _resident
 from rlalign.plan.flops import forward_flops, layer_weights, update_flops, visible_pairs
+from rlalign.plan.text import as_json, missing_gib, page
+from tests.hosts.run import share_right
 from tests.jaxprs import equations
-from tests.tiny import GEMMA, GPT_NEOX, QWEN2, QWEN3, random_params
+from tests.tiny import GEMMA, GPT_NEOX, QWEN2, QWEN3, random_params, sums_model, sums_run
 
 ROOT = Path(__file__).parents[2]
 PLANS = ROOT / "experiments" / "plans"
@@ -40,6 +44,41 @@ def test_the_closed_form_is_within_a_tenth_of_the_compiled_program(row):
     assert (plan.missing > 0) == any("refusal" in r for r in RECORD["rows"] if r["topology"] == row["topology"])
     if "gib" in row:
         assert plan.phases[row["program"]].program / GIB == pytest.approx(row["gib"], rel=0.1)
+
+
+def test_what_lies_in_memory_while_fit_runs(tmp_path):
+    """Copies of the parameters while a batch is judged: the policy's, two moments, what was given, the reference."""
+    found = []
+
+    def live():  # several arrays may be one buffer; no prompts and no scalars
+        return sum({x.unsafe_buffer_pointer(): x.nbytes for x in jax.live_arrays() if x.size >= 256}.values())
+
+    def judge(prompts, asked):
+        found.append(live())
+        return np.arange(len(asked.prompt), dtype=np.float32)
+
+    decoder = ra.Decoder(sums_model(16))
+    size = sum(x.nbytes for x in jax.tree.leaves(decoder.init(0)) if x.size >= 256)
+
+    def copies(name, **changes):
+        before = live()
+        run = sums_run(tmp_path / name, steps=2, eval_prompts=2, **changes)
+        asked = {"prompts": sums.problems("train")[:8], "eval_prompts": sums.problems("held-out")}
+        how = {"reward": share_right, "decode": sums.decode, "judge": judge}
+        ra.fit(run, decoder=decoder, params=decoder.init(0), **asked, **how)
+        plan = estimate(Job(run, decoder.config, 6), Topology("one", CHIPS["h100"], 1)).phases["update"]
+        held = sum(plan.inputs.values()) + sum(plan.beside.values())
+        return (found[-1] - before) / size, held / sum(x.nbytes for x in jax.tree.leaves(decoder.init(0)))
+
+    for expected, changes in (
+        (4, {"algorithm": "grpo"}),
+        (3, {"algorithm": "grpo", "keep_params": False}),
+        (4, {"algorithm": "gprs"}),
+        (3.5, {"algorithm": "gprs", "keep_params": False, "reference_dtype": "bfloat16"}),
+    ):
+        real, planned = copies("-".join(map(str, changes.values())), **changes)
+        assert planned == pytest.approx(expected, abs=0.01), changes
+        assert real == pytest.approx(expected, abs=0.1), changes
 
 
 MESHES = ({"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 2, "data": 4})
@@ -95,6 +134,8 @@ def test_an_update_is_three_forwards_and_pairs_are_counted_one_by_one():
     assert update_flops(QWEN2, **work) == 3 * forward_flops(QWEN2, **work)
     full = dataclasses.replace(QWEN2, remat="full")
     assert update_flops(full, **work) == 4 * forward_flops(full, **work)
+    products = dataclasses.replace(QWEN2, remat="products")
+    assert update_flops(products, **work) == update_flops(QWEN2, **work)
     adapted = dataclasses.replace(QWEN2, lora=ra.LoraConfig())
     assert update_flops(adapted, **work) == 2 * forward_flops(adapted, **work)
     assert layer_weights(GPT_NEOX) < layer_weights(dataclasses.replace(GPT_NEOX, gated_mlp=True))
@@ -133,6 +174,7 @@ WRONG = {
     "eos": ({"run": {"sampling": {"eos_ids": (99,)}}}, "sampling.eos_ids holds 99, the vocabulary has 17"),
     "group": ({"run": {"sampling": {"num_samples": 1}}}, "a group of one has no baseline"),
     "greedy": ({"run": {"sampling": {"greedy": True}}}, "greedy=True with num_samples=4: all samples of a group"),
+    "parts": ({"run": {"minibatches": 64}}, "are 32 samples for 64 parts .* some would be empty; ask for more"),
     "rows": ({"run": {"num_rows": 3}, "data": 2}, "num_rows=3 does not divide into 2 parts"),
     "heads": ({"tensor": 3}, "tensor=3 does not divide the model's 2 key/value heads: choose a divisor of 2"),
     "sizes": ({"data": 0}, "data=0 must be an int, at least 1"),
@@ -167,6 +209,8 @@ def test_what_would_fail_later_is_refused_now(case):
         ("v5p:2x2", "v5p comes in 3 positive sizes, as in 'v5p:2x2x4'"),
         ("h100:0", "h100 comes in 1 positive sizes, as in 'h100:8'"),
         ("v5e", "v5e comes in 2 positive sizes"),
+        ("v5e:3x5", "v5e has no side of 3: sides are 1, 2 and multiples of 4, to 28"),
+        ("v5e:1000x1000", "v5e has no side of 1000"),
         ("", "unknown kind ''"),
     ],
 )
@@ -208,6 +252,10 @@ FILES = {
     "truth": ({"decoder": {"tied_head": 1}}, "decoder: tied_head=1 must be bool"),
     "length": ({"prompt_length": "long"}, "prompt_length='long' must be an int"),
     "size": ({"mesh": {"fsdp": "16"}}, "fsdp='16' must be an int"),
+    "nested kind": ({"sampling": 3}, "sampling=3 must be a table of SampleConfig's settings"),
+    "no table": ({"optimizer": 3}, "optimizer=3 must be a table of OptimizerConfig's settings"),
+    "adapter": ({"decoder": {"lora": 3}}, "lora=3 must be a table of LoraConfig's settings"),
+    "folder": ({"pretrained": 3}, "pretrained=3 must be the path of a Hugging Face folder"),
     "value": ({"optimizer": {"learning_rate": -1.0}}, "optimizer: learning_rate must be > 0, got -1.0"),
 }
 
@@ -253,6 +301,25 @@ def test_the_page_says_whether_it_fits_and_what_would_help(capsys):
     line = json.loads(capsys.readouterr().out)
     assert line["missing_gib"] > 9
     assert line["phases"]["update"]["gib"]["optimizer"] == pytest.approx(7.62 * 12e9 / 4 / GIB, rel=0.01)
+
+
+def test_the_compilers_word_counts_where_it_was_asked():
+    plan = estimate(read_job(PLANS / "qwen2_5_7b.toml"), parse_topology("v5p:2x2x4"))
+    assert plan.missing < 0
+    told = {"rollout": Compiled(20 * GIB, 1.0), "update": Compiled(20 * GIB, 1.0)}
+    assert "by the compiler" in page(plan, told)
+    large = told | {"update": Compiled(97 * GIB, 1.0)}
+    assert "DOES NOT FIT: 1.26 GiB missing on each device in the update" in page(plan, large)
+    assert max(missing_gib(plan, large).values()) == pytest.approx(97 - 95.74)
+    refused = told | {"rollout": Compiled(float("inf"), 1.0, "RESOURCE_EXHAUSTED: too much")}
+    assert "RESOURCE_EXHAUSTED: too much" in page(plan, refused)
+    assert not json.loads(as_json(plan, refused))["fits"]
+
+
+def test_sizes_that_the_mesh_does_not_divide_are_said(capsys):
+    plan = ["plan", str(PLANS / "qwen2_5_1_5b.toml"), "--topology", "h100:15", "--fsdp", "15"]
+    main(plan)
+    assert "fsdp=15 and tensor=1 do not divide all of the model's sizes: 2.88 GiB" in capsys.readouterr().out
 
 
 QWEN2_FOLDER = {

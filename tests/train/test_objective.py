@@ -21,7 +21,7 @@ VOCAB, PAIRS = 5, 6
 class Tabular:
     """A decoder of one logit row a token of the vocabulary: log-probs depend on the parent's token only."""
 
-    config = types.SimpleNamespace(logit_softcap=None)
+    config = types.SimpleNamespace(logit_softcap=None, reward_head=False)
 
     def apply(self, params, forest):
         return params["logits"][forest.token]

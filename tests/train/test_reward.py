@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import importlib.util
-import pathlib
-import sys
+import json
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +11,15 @@ import optax
 import pytest
 
 import rlalign as ra
+from rlalign.compat import CompileCounter
 from rlalign.envs import sums
 from rlalign.io.checkpoint import ConfigMismatch
+from rlalign.io.identity import run_identity
 from rlalign.io.metrics import read_metrics
 from rlalign.models.reward import add_reward_head
 from rlalign.train import make_rewarder
+from tests.hosts.run import share_right
 from tests.tiny import GEMMA, QWEN2, dense_decoder, ragged_groups, random_params, sums_model, sums_run
-
-_spec = importlib.util.spec_from_file_location(
-    "reward_graders", pathlib.Path(__file__).parents[1] / "io" / "graders.py"
-)
-graders = importlib.util.module_from_spec(_spec)
-sys.modules["reward_graders"] = graders
-_spec.loader.exec_module(graders)
 
 MODEL = dataclasses.replace(QWEN2, dtype="float64", reward_head=True)
 SAMPLES = ragged_groups(3, [(4, (3, 2)), (5, (1, 4)), (2, (2, 2)), (6, (3, 5))])
@@ -137,7 +131,7 @@ def test_a_judge_reads_the_reward_at_the_last_token(x64):
 @functools.cache
 def judge_of(seed):
     base = ra.Decoder(sums_model(16))
-    return ra.make_judge(*add_reward_head(base, base.init(seed), seed=seed), row_length=32)
+    return ra.make_judge(*add_reward_head(base, base.init(seed), seed=seed), row_length=16)
 
 
 def fitted(folder, judge, **changes):
@@ -148,14 +142,14 @@ def fitted(folder, judge, **changes):
         params=decoder.init(0),
         prompts=sums.problems("train")[:40],
         eval_prompts=sums.problems("held-out"),
-        reward=graders.even,
+        reward=share_right,
         decode=sums.decode,
         judge=judge,
     )
 
 
 def test_fit_trains_on_the_judge_and_counts_by_the_reward(tmp_path):
-    """What the judge says is logged as the reward; held-out accuracy is the share of even answers."""
+    """What the judge says is logged as the reward; held-out accuracy is the share of right answers."""
     fitted(tmp_path, judge_of(1))
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert all(row["reward"] != round(row["reward"]) for row in rows[:2])
@@ -166,6 +160,62 @@ def test_fit_trains_on_the_judge_and_counts_by_the_reward(tmp_path):
     fitted(tmp_path, judge_of(1), steps=3)
     with pytest.raises(ConfigMismatch, match="reward_model_sha256"):
         fitted(tmp_path, judge_of(2), steps=4)
+
+
+def test_judges_are_told_apart_whatever_holds_them():
+    """By the reward model's numbers, its shape and its rows; in a partial, a tuple, a dataclass or a closure."""
+
+    def ensemble(judges, prompts, asked):
+        return sum(judge(prompts, asked) for judge in judges)
+
+    def closed(judge):
+        return lambda prompts, asked: judge(prompts, asked)
+
+    def known(judge):
+        return json.dumps(run_identity(ra.Decoder(QWEN2), ra.ALGORITHMS["grpo"], {}, [], judge)["judge"])
+
+    one, other = judge_of(1), judge_of(2)
+    short = dataclasses.replace(one, row_length=8)
+    assert known(one) == known(dataclasses.replace(one)) != known(short)
+    for wrap in (lambda j: functools.partial(ensemble, (j, one)), closed, lambda j: [j], lambda j: j):
+        assert known(wrap(one)) == known(wrap(one)) != known(wrap(other))
+
+
+def test_tokens_that_a_reward_model_does_not_know_are_refused():
+    asked = rollouts([[4, 5], [4, 200]], [0, 0])
+    judge = ra.make_judge(ra.Decoder(MODEL), params(), row_length=24)
+    with pytest.raises(ValueError, match=r"sample 1 holds token 200, the reward model's vocabulary has 17: .* encode"):
+        judge([ra.Prompt(0, np.array([1, 2]), "", {})], asked)
+    with pytest.raises(ValueError, match="row_length=65 is beyond the reward model's max_positions=64"):
+        ra.make_judge(ra.Decoder(MODEL), params(), row_length=65)
+
+
+def test_samples_that_are_too_long_compile_nothing(x64):
+    judge = ra.make_judge(ra.Decoder(MODEL), params(), row_length=40)
+    prompt, rng = [ra.Prompt(0, np.array([1, 2]), "", {})], np.random.default_rng(0)
+    ask = lambda long: judge(prompt, rollouts([rng.integers(4, 17, 39 if n < long else 4) for n in range(6)], [0] * 6))
+    ask(0)
+    counter = CompileCounter()
+    assert [int(np.isnan(ask(long)).sum()) for long in (1, 2, 5)] == [1, 2, 5]
+    assert counter.take() == 0
+    assert np.isnan(ask(6)).all()
+
+
+def test_an_adapter_leaves_no_reward_head_frozen(x64):
+    base = ra.Decoder(dataclasses.replace(QWEN2, dtype="float64"))
+    decoder, weights = ra.add_lora(*add_reward_head(base, random_params(base.config)), ra.LoraConfig(rank=2))
+    optimizer = optax.sgd(0.1)
+    state = ra.init_state(decoder, weights, optimizer)
+    step = ra.make_train_step(decoder, BRADLEY_TERRY, optimizer)
+    state, _ = step(state, ra.Batch(SAMPLES.pack(row_length=24), pair=PAIRS))
+    assert not np.array_equal(state.params["reward"]["kernel"], weights["reward"]["kernel"])
+    assert not np.array_equal(state.params["lora"]["layers"]["mlp"]["up"]["b"], np.zeros(1))
+    assert state.params["embedding"] is weights["embedding"]
+    merged, whole = ra.merge_lora(decoder, state.params)
+    packed = SAMPLES.pack(row_length=24)
+    np.testing.assert_allclose(
+        make_rewarder(merged)(whole, packed), make_rewarder(decoder)(state.params, packed), rtol=1e-6
+    )
 
 
 def first_is_missing(prompts, asked):
