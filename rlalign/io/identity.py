@@ -56,7 +56,7 @@ def _tokens(prompts: Sequence[Prompt]) -> str:
 def _plain(value: Any) -> Any:
     """Functions by name, arrays by value; anything else that JSON does not know by its type."""
     if isinstance(value, Judge):
-        known = {"model": dataclasses.asdict(value.decoder.config), "row_length": value.row_length}
+        known = {"decoder": dataclasses.asdict(value.decoder.config), "row_length": value.row_length}
         return known | {"reward_model_sha256": fingerprint(value.params), "encode": _plain(value.encode)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

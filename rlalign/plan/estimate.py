@@ -1,6 +1,7 @@
 """The closed form: GiB a device by phase, operations, and the least seconds a step can take, without compiling.
 
     rollout   weights gathered along fsdp + caches of prompts and responses
+    judging   one forward of a reward model
     scoring   one forward: of the reference, of old log-probs
     update    what the backward keeps of each layer + max(head, layer): what lives while the head's gradient is made,
               or while a layer's is
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import jax
 
 from rlalign.models.config import ModelConfig
+from rlalign.models.decoder import Decoder
 from rlalign.models.lora import ADAPTER, trained
 from rlalign.plan.devices import Topology
 from rlalign.plan.flops import forward_flops, layer_weights, update_flops, visible_pairs
@@ -104,6 +106,8 @@ def estimate(job: Job, topology: Topology) -> Plan:
     params, resident = _resident(job)
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     phases = {"rollout": _rollout(job, topology, resident)}
+    if job.judge is not None:
+        phases["judging"] = _judging(job, topology, resident)
     forwards = job.algorithm.needs_reference + job.run.recompute_logp
     if forwards:
         phases["scoring"] = _scoring(job, topology, resident, forwards)
@@ -114,6 +118,7 @@ def estimate(job: Job, topology: Topology) -> Plan:
     model = dataclasses.replace(job.model, remat="none")  # operations that the mathematics needs
     flops = {
         "rollout": forward_flops(model, **work),
+        "judging": 0.0 if job.judge is None else forward_flops(job.judge, **(work | {"responses": 0})),
         "scoring": forwards * forward_flops(model, **work),
         "update": job.run.epochs * update_flops(model, **work),
     }
@@ -151,6 +156,8 @@ def _resident(job: Job) -> tuple[Params, dict[str, float]]:
     optimizer = with_master_weights(make_optimizer(job.run.optimizer))
     state = jax.eval_shape(optimizer.init, trained(params))
     found = {"parameters": _bytes(params, job), "optimizer": _bytes(state, job)}
+    if job.judge is not None:
+        found["reward model"] = _bytes(jax.eval_shape(Decoder(job.judge).init, 0), job)
     if job.model.lora:
         return params, found  # the adapter alone is copied, and the reference is the model under it
     run, narrow = job.run, job.run.reference_dtype not in (None, job.model.dtype)
@@ -259,16 +266,32 @@ def _part(job: Job) -> _Sizes:
 
 def _scoring(job: Job, topology: Topology, resident: dict[str, float], forwards: int) -> Phase:
     """A forward over all rows of a device: they are not cut into microbatches."""
-    chip, sizes = topology.chip, _part(job)
-    whole = dataclasses.replace(sizes, tokens=sizes.tokens * job.run.minibatches * job.run.microbatches)
-    gathered = (COPIES_OF_LAYER * whole.layer + COPIES_OF_HEAD * whole.vocabulary) * (job.devices > 1)
-    working = {"gathered weights": gathered, "activations": 3 * whole.mlp + 4 * whole.stream}
     inputs = {"parameters": resident["parameters"]}
     seconds = {
-        "compute": forwards * forward_flops(job.model, **_work(job)) / job.devices / chip.flops,
-        "links": forwards * _gathering(job, resident) / chip.links,
+        "compute": forwards * forward_flops(job.model, **_work(job)) / job.devices / topology.chip.flops,
+        "links": forwards * _gathering(job, resident) / topology.chip.links,
     }
-    return Phase(inputs, working, _others(resident, inputs), seconds)
+    return Phase(inputs, _of_a_forward(job, job.model), _others(resident, inputs), seconds)
+
+
+def _judging(job: Job, topology: Topology, resident: dict[str, float]) -> Phase:
+    """A forward of the reward model over all rows of a device."""
+    assert job.judge is not None
+    inputs, work = {"reward model": resident["reward model"]}, _work(job) | {"responses": 0}
+    whole = _bytes(jax.eval_shape(Decoder(job.judge).init, 0), job, whole="fsdp")
+    seconds = {
+        "compute": forward_flops(job.judge, **work) / job.devices / topology.chip.flops,
+        "links": (whole - resident["reward model"]) / topology.chip.links,
+    }
+    return Phase(inputs, _of_a_forward(job, job.judge), _others(resident, inputs), seconds)
+
+
+def _of_a_forward(job: Job, model: ModelConfig) -> dict[str, float]:
+    """What a forward without a gradient makes, over all rows of a device at once."""
+    rows = job.rows[0] * job.run.minibatches * job.run.microbatches
+    sizes = _Sizes(model, rows * job.run.row_length, job.tensor)
+    gathered = (COPIES_OF_LAYER * sizes.layer + COPIES_OF_HEAD * sizes.vocabulary) * (job.devices > 1)
+    return {"gathered weights": gathered, "activations": 3 * sizes.mlp + 4 * sizes.stream}
 
 
 def _gathering(job: Job, resident: dict[str, float]) -> float:

@@ -8,6 +8,8 @@
     fsdp = 16
     [decoder]                                  # fields of ModelConfig that replace the folder's, or, without one, all
     remat = "full"
+    [judge]                                    # a reward model on the same mesh: pretrained, decoder or both, likewise
+    pretrained = "path/to/a/sequence/classifier"
 
 TOML or JSON; the config.json that `fit` leaves in a run's folder is one too, but for the mesh and the prompt_length.
 """
@@ -40,7 +42,7 @@ from rlalign.train.optimizer import OptimizerConfig
 from rlalign.types import Params
 
 # What `fit` writes beside a run's settings and a plan does not need.
-IGNORED = ("algorithm_settings", "reference_sha256", "prompts_sha256", "judge", "model", "device", "versions")
+IGNORED = ("algorithm_settings", "reference_sha256", "prompts_sha256", "model", "device", "versions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Job:
       model: the policy; with model.lora, an adapter alone is trained.
       prompt_length: tokens of the longest prompt.
       data, fsdp, tensor: sizes of the mesh.
+      judge: the reward model of fit(judge=make_judge(...)), if there is one.
 
     Raises:
       ValueError: whatever `fit` would refuse, and an empty eos_ids: responses that never end fill the longest one.
@@ -63,6 +66,7 @@ class Job:
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+    judge: ModelConfig | None = None
 
     def __post_init__(self):
         for name in ("prompt_length", *AXES):
@@ -72,6 +76,8 @@ class Job:
         if not self.run.sampling.eos_ids:
             raise ValueError("sampling.eos_ids is empty: no response would ever end; name the model's end tokens")
         check_mesh(self.decoder, self.mesh)
+        if self.judge is not None:
+            check_mesh(Decoder(self.judge), self.mesh)
         prompt = [np.zeros(self.prompt_length, np.int32)]
         resolve(self.run, ALGORITHMS[self.run.algorithm])
         check_run(self.run, self.decoder, prompt, prompt, self.mesh)
@@ -146,16 +152,26 @@ def read_job(path: str | Path, *, prompt_length: int | None = None, **mesh: int)
     prompt_length = written if prompt_length is None else prompt_length
     if prompt_length is None:
         raise ValueError(f"{path}: prompt_length is missing: the tokens of the longest prompt (or --prompt-length)")
-    changes = _table(values, "decoder", path)
+    model = _model(path, folder, _table(values, "decoder", path), "decoder")
+    judge = _judge(path, values.pop("judge", None))
+    run = _build(RunConfig, {"folder": "runs/planned", **values}, str(path))
+    return Job(run, model, prompt_length, **sizes, judge=judge)
+
+
+def _model(path: str | Path, folder: Any, changes: Mapping[str, Any], where: str) -> ModelConfig:
+    """Of a folder's config.json, changed, or of the changes alone."""
     if not isinstance(folder, str | None):
         raise ValueError(f"{path}: pretrained={folder!r} must be the path of a Hugging Face folder")
-    if folder is None:
-        model = _build(ModelConfig, changes, f"{path}: decoder")
-    else:
-        known = dataclasses.asdict(load_config(Path(path).parent / folder))
-        model = _build(ModelConfig, {**known, **changes}, f"{path}: decoder")
-    run = _build(RunConfig, {"folder": "runs/planned", **values}, str(path))
-    return Job(run, model, prompt_length, **sizes)
+    known = {} if folder is None else dataclasses.asdict(load_config(Path(path).parent / folder))
+    return _build(ModelConfig, {**known, **changes}, f"{path}: {where}")
+
+
+def _judge(path: str | Path, values: Any) -> ModelConfig | None:
+    """The reward model of a plan's table, or of what `fit` wrote about its judge; None for a judge that is none."""
+    if not isinstance(values, Mapping) or not {"pretrained", "decoder"} & set(values):
+        return None
+    changes = _table(dict(values), "decoder", path)
+    return _model(path, values.get("pretrained"), {**changes, "reward_head": True}, "judge")
 
 
 def _parse(path: Path) -> dict[str, Any]:

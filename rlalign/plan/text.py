@@ -5,19 +5,8 @@ import json
 from rlalign.plan.compiled import Compiled
 from rlalign.plan.estimate import BYTES, GIB, Plan
 
-ROWS = (
-    "parameters",
-    "given parameters",
-    "optimizer",
-    "reference",
-    "gathered weights",
-    "caches",
-    "kept for the backward",
-    "gradients",
-)
-ROWS += ("activations",)
-
-
+ROWS = ("parameters", "given parameters", "optimizer", "reference", "reward model")  # what stays
+ROWS += ("gathered weights", "caches", "kept for the backward", "gradients", "activations")
 MARGIN = 0.1  # share of a device's memory that the formulas may err by
 
 
@@ -111,6 +100,7 @@ REMEDIES = {
     "parameters": "more fsdp or tensor, that is, more devices; or LoRA on a smaller model",
     "optimizer": "more fsdp or tensor; an adapter ([decoder.lora]); narrower moments (optimizer.mu_dtype)",
     "reference": 'reference_dtype = "bfloat16"; an adapter, whose reference is the model under it',
+    "reward model": "more fsdp or tensor; a smaller one, or one in bfloat16",
     "gathered weights": "more tensor; or sampling.gather_weights = false, which is slow",
     "caches": "fewer prompts_per_step or num_samples; more data, fsdp or tensor",
     "kept for the backward": 'more microbatches; decoder.remat = "full"',

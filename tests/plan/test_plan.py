@@ -12,6 +12,7 @@ import pytest
 import rlalign as ra
 from rlalign.cli import main
 from rlalign.envs import sums
+from rlalign.io.identity import run_identity
 from rlalign.plan import Job, Topology, estimate, parse_topology, read_job
 from rlalign.plan.compiled import Compiled, _batch
 from rlalign.plan.devices import CHIPS
@@ -301,6 +302,30 @@ def test_the_page_says_whether_it_fits_and_what_would_help(capsys):
     line = json.loads(capsys.readouterr().out)
     assert line["missing_gib"] > 9
     assert line["phases"]["update"]["gib"]["optimizer"] == pytest.approx(7.62 * 12e9 / 4 / GIB, rel=0.01)
+
+
+def test_a_judge_lies_in_memory_all_the_time(tmp_path):
+    """From a plan's table, from its folder, and from what `fit` wrote; in bytes of real arrays."""
+    model = dataclasses.replace(QWEN3, reward_head=True)
+    mesh = ra.make_mesh(fsdp=4)
+    real = ra.place_params(random_params(model), mesh)
+    here = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(real))
+    judge = ra.make_judge(ra.Decoder(model), real, row_length=64)
+    written = run_identity(ra.Decoder(QWEN2), ra.ALGORITHMS["grpo"], {}, [], judge)["judge"]
+    shape = {name: value for name, value in dataclasses.asdict(model).items() if name != "reward_head"}
+    run = {**dataclasses.asdict(RUN), "prompt_length": 9, "mesh": {"fsdp": 4}, "decoder": dataclasses.asdict(QWEN2)}
+    path, topology = tmp_path / "plan.json", parse_topology("v5e:2x2")
+    without = estimate(Job(RUN, QWEN2, 9, fsdp=4), topology)
+    for table in (written, {"decoder": shape}):
+        path.write_text(json.dumps({**run, "judge": table}, default=str))
+        plan = estimate(read_job(path), topology)
+        assert plan.job.judge == model
+        assert plan.phases["judging"].inputs == {"reward model": here}
+        for name, phase in without.phases.items():
+            assert plan.phases[name].total == phase.total + here
+    for nothing in (None, "module.function", {"function": "module.function"}):
+        path.write_text(json.dumps({**run, "judge": nothing}))
+        assert read_job(path).judge is None
 
 
 def test_the_compilers_word_counts_where_it_was_asked():
