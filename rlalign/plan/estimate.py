@@ -21,7 +21,7 @@ from rlalign.models.config import ModelConfig
 from rlalign.models.decoder import Decoder
 from rlalign.models.lora import ADAPTER, trained
 from rlalign.plan.devices import Topology
-from rlalign.plan.flops import forward_flops, layer_weights, update_flops, visible_pairs
+from rlalign.plan.flops import forward_flops, layer_weights, mean_pairs, update_flops
 from rlalign.plan.job import Job
 from rlalign.rollout.sampler import prompt_buckets
 from rlalign.train.mesh import shardings
@@ -118,20 +118,20 @@ def estimate(job: Job, topology: Topology) -> Plan:
     model = dataclasses.replace(job.model, remat="none")  # operations that the mathematics needs
     flops = {
         "rollout": forward_flops(model, **work),
-        "judging": 0.0 if job.judge is None else forward_flops(job.judge, **(work | {"responses": 0})),
+        "judging": 0.0 if job.judge is None else forward_flops(job.judge, **(_work(job, job.judge) | {"responses": 0})),
         "scoring": forwards * forward_flops(model, **work),
         "update": job.run.epochs * update_flops(model, **work),
     }
     return Plan(job, topology, count, int(work["tokens"]), repeated, flops, phases)
 
 
-def _work(job: Job) -> dict[str, float]:
+def _work(job: Job, model: ModelConfig | None = None) -> dict[str, float]:
     """Tokens, visible pairs and response tokens of a batch whose prompts and responses are all of the longest."""
     run, prompt = job.run, job.prompt_length
     samples, response, groups = run.sampling.num_samples, run.sampling.max_new_tokens, run.prompts_per_step
     return {
         "tokens": groups * (prompt + samples * response),
-        "pairs": groups * visible_pairs(prompt, response, samples),
+        "pairs": groups * mean_pairs(model or job.model, prompt, response, samples),
         "responses": groups * samples * response,
     }
 
@@ -241,8 +241,9 @@ def _rollout(job: Job, topology: Topology, resident: dict[str, float]) -> Phase:
         "activations": logits,
     }
     inputs = {"parameters": resident["parameters"]}
-    # A token reads the weights, the prompts' cache and, on average, half of the responses'.
-    a_token = gathered + prefix + suffix / 2
+    # A token reads the weights (of an embedding that is no head too, a row), the prompts' cache and, on average, half
+    # of the responses'.
+    a_token = gathered - (0.0 if c.tied_head else sizes.vocabulary) + prefix + suffix / 2
     work, steps = _work(job), sampling.max_new_tokens
     flops = forward_flops(c, **work) / job.devices
     travels = gathered - resident["parameters"]
@@ -277,7 +278,7 @@ def _scoring(job: Job, topology: Topology, resident: dict[str, float], forwards:
 def _judging(job: Job, topology: Topology, resident: dict[str, float]) -> Phase:
     """A forward of the reward model over all rows of a device."""
     assert job.judge is not None
-    inputs, work = {"reward model": resident["reward model"]}, _work(job) | {"responses": 0}
+    inputs, work = {"reward model": resident["reward model"]}, _work(job, job.judge) | {"responses": 0}
     whole = _bytes(jax.eval_shape(Decoder(job.judge).init, 0), job, whole="fsdp")
     seconds = {
         "compute": forward_flops(job.judge, **work) / job.devices / topology.chip.flops,
@@ -328,7 +329,7 @@ def _update(job: Job, topology: Topology, resident: dict[str, float]) -> Phase:
         travels += run.epochs * run.minibatches * 2 * wide / (job.fsdp * job.tensor) * (job.data - 1) / job.data
     seconds = {
         "compute": run.epochs * update_flops(c, **_work(job)) / job.devices / chip.flops,
-        "memory": run.epochs * run.minibatches * 2 * (resident["optimizer"] + resident["parameters"]) / chip.bandwidth,
+        "memory": run.epochs * run.minibatches * 2 * (resident["optimizer"] + _bytes(params, job)) / chip.bandwidth,
         "links": travels / chip.links,
     }
     return Phase(inputs, working, _others(resident, inputs), seconds)

@@ -9,9 +9,21 @@ def layer_weights(c: ModelConfig) -> int:
     return attention + (3 if c.gated_mlp else 2) * c.width * c.mlp_width
 
 
-def visible_pairs(prompt: int, response: int, samples: int) -> float:
+def visible_pairs(prompt: int, response: int, samples: int, window: int | None = None) -> float:
     """Pairs of a query and a key that it sees, in a group whose prompt is stored once."""
-    return (prompt * (prompt + 1) + samples * response * (2 * prompt + response + 1)) / 2
+
+    def before(length: int) -> float:
+        seen = length if window is None else min(length, window)
+        return seen * (seen + 1) / 2 + (length - seen) * seen
+
+    return before(prompt) + samples * (before(prompt + response) - before(prompt))
+
+
+def mean_pairs(c: ModelConfig, prompt: int, response: int, samples: int) -> float:
+    """The same, the mean of the model's layers."""
+    full = c.layers if c.window is None else len(c.full_layers)
+    pairs = full * visible_pairs(prompt, response, samples)
+    return (pairs + (c.layers - full) * visible_pairs(prompt, response, samples, c.window)) / c.layers
 
 
 def update_flops(c: ModelConfig, *, tokens: float, pairs: float, responses: float) -> float:

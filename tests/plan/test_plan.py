@@ -17,7 +17,7 @@ from rlalign.plan import Job, Topology, estimate, parse_topology, read_job
 from rlalign.plan.compiled import Compiled, _batch
 from rlalign.plan.devices import CHIPS
 from rlalign.plan.estimate import GIB, _resident
-from rlalign.plan.flops import forward_flops, layer_weights, update_flops, visible_pairs
+from rlalign.plan.flops import forward_flops, layer_weights, mean_pairs, update_flops, visible_pairs
 from rlalign.plan.text import as_json, missing_gib, page
 from tests.hosts.run import share_right
 from tests.jaxprs import equations
@@ -143,6 +143,13 @@ def test_an_update_is_three_forwards_and_pairs_are_counted_one_by_one():
     prompt, response, samples = 5, 3, 4
     own = sum(prompt + i + 1 for i in range(response))
     assert visible_pairs(prompt, response, samples) == sum(i + 1 for i in range(prompt)) + samples * own
+    for window in (1, 4, 6, 100):
+        seen = lambda length, window=window: sum(min(i + 1, window) for i in range(length))
+        both = seen(prompt) + samples * (seen(prompt + response) - seen(prompt))
+        assert visible_pairs(prompt, response, samples, window) == both
+    half = dataclasses.replace(QWEN2, window=4, full_layers=(1,))
+    pairs = [visible_pairs(prompt, response, samples, window) for window in (None, 4)]
+    assert mean_pairs(half, prompt, response, samples) == sum(pairs) / 2
 
 
 def test_what_moves_the_estimate_and_which_way():
