@@ -38,7 +38,8 @@ class RunConfig:
       recompute_logp: take old log-probs from the trainer instead of the sampler, and weigh the difference by
         Algorithm.correction; for samplers of another precision. One more forward a batch.
       reference_dtype: the dtype of the frozen reference, where the algorithm needs one and no adapter can be left out:
-        "bfloat16" halves what it takes beside a float32 policy; None keeps the policy's.
+        "bfloat16" halves what it takes beside a float32 policy, if keep_params=False lets the given arrays go; None
+        keeps the policy's.
       keep_params: whether the parameters that `fit` is given can be used afterwards; that is a copy of them more in
         memory, but where they are the reference anyway. False uses them up.
       profile: "3:5" writes a jax.profiler trace of steps 3 and 4; None for none.

@@ -119,9 +119,11 @@ def fit(
             RewardGuard(reward, workers=config.reward_workers, time_limit=config.reward_limit, decode=decode)
         )
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep))
+        # A reference of the policy's own dtype is the caller's arrays: the first step must not use them up.
         shared = reference is not None and config.reference_dtype in (None, decoder.config.dtype)
-        begin = init_state(decoder, params, optimizer, copy=config.keep_params or shared)
-        state, start = _resume(checkpoints, begin, saved, allow_change)
+        fresh = init_state(decoder, params, optimizer, copy=config.keep_params or shared)
+        state, start = _resume(checkpoints, fresh, saved, allow_change)
+        del fresh  # a resumed run needs it no more
         how = {"optimizer": optimizer, "mesh": mesh, "guard": guard, "sampler": sampler, "judge": judge}
         run = Runner(config, algorithm, decoder, reference, prompts, eval_prompts, **how)
         compiles, highest = CompileCounter(), hosts.of_first(_best(folder / "metrics.jsonl"))
