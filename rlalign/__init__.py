@@ -41,7 +41,17 @@ if TYPE_CHECKING:
         place_params,
         split_batch,
     )
-    from rlalign.types import Batch, Packed, Prompt, Rewards, Rollouts, TokenForest, TrainState
+    from rlalign.types import (
+        Batch,
+        Demonstration,
+        Packed,
+        Preference,
+        Prompt,
+        Rewards,
+        Rollouts,
+        TokenForest,
+        TrainState,
+    )
 
 _HOME = {
     # the maths (also: rlalign.advantages, rlalign.losses)
@@ -84,7 +94,9 @@ _HOME = {
     "fit": "rlalign.io.loop",
     # what travels
     "Batch": "rlalign.types",
+    "Demonstration": "rlalign.types",
     "Packed": "rlalign.types",
+    "Preference": "rlalign.types",
     "Prompt": "rlalign.types",
     "Rewards": "rlalign.types",
     "Rollouts": "rlalign.types",

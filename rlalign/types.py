@@ -127,6 +127,31 @@ class Prompt:
         return np.array(self.tokens, dtype=dtype) if copy else np.asarray(self.tokens, dtype=dtype)
 
 
+class Demonstration(NamedTuple):
+    """A response to imitate.
+
+    Attributes:
+      prompt: what it answers.
+      response: i32[R], the end token included.
+    """
+
+    prompt: Prompt
+    response: np.ndarray
+
+
+class Preference(NamedTuple):
+    """Two responses to one prompt, of which the first is the better.
+
+    Attributes:
+      prompt: what they answer.
+      chosen, rejected: i32[R], the end token included.
+    """
+
+    prompt: Prompt
+    chosen: np.ndarray
+    rejected: np.ndarray
+
+
 class Rewards(NamedTuple):
     """One reward a sample.
 
