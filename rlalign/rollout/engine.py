@@ -15,14 +15,8 @@ What the servers need (vLLM 0.10.2, SGLang of 2026-07, or newer), for log-probs 
 """
 
 import concurrent.futures
-import dataclasses
-import http.client
-import json
 import os
 import shutil
-import time
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,43 +29,11 @@ from rlalign.models.decoder import Decoder
 from rlalign.models.export import save_pretrained
 from rlalign.models.lora import ADAPTER, merge_lora, trained
 from rlalign.rollout.config import SampleConfig
+from rlalign.rollout.endpoint import Engine, EngineError, choices
 from rlalign.rollout.sampler import check_prompts, own_ids
 from rlalign.types import Params, Rollouts, StopReason
 
-TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP codes that another try may not meet
 AT_ONCE = 64  # requests in flight
-
-
-@dataclasses.dataclass(frozen=True)
-class Engine:
-    """Where to ask.
-
-    Args:
-      url: of the API, such as http://localhost:8000/v1.
-      model: the name under which the server serves it.
-      key: the name of an environment variable with the API key; None for none.
-      timeout: seconds for all samples of one prompt.
-      retries: further tries of a request that found no server, or met a code of TRANSIENT; 1, 2, 4 ... seconds apart.
-
-    Raises:
-      ValueError: a URL that is none.
-    """
-
-    url: str
-    model: str
-    key: str | None = None
-    timeout: float = 600.0
-    retries: int = 4
-
-    def __post_init__(self):
-        if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"Engine.url={self.url!r} must begin with http:// or https://, and usually ends in /v1")
-        if self.timeout <= 0 or self.retries < 0:
-            raise ValueError(f"need timeout > 0 and retries >= 0, got {self.timeout} and {self.retries}")
-
-
-class EngineError(RuntimeError):
-    """The server did not give what was asked for; the text names it, the prompt and the remedy."""
 
 
 def engine_sampler(
@@ -164,10 +126,11 @@ def sample_from(
     stop = np.zeros(size[:2], np.int32)
 
     def fill(i: int) -> None:
-        choices = _ask(engine, _request(engine, tokens[i], config, seed=seed, step=step, own=int(ids[i])), i)
-        if len(choices) != config.num_samples:
-            raise EngineError(f"prompt {i}: {config.num_samples} samples asked for, the server gave {len(choices)}")
-        for g, choice in enumerate(sorted(choices, key=lambda choice: choice.get("index", 0))):
+        body = _request(engine, tokens[i], config, seed=seed, step=step, own=int(ids[i]))
+        given = choices(engine, "completions", body, f"prompt {i}")
+        if len(given) != config.num_samples:
+            raise EngineError(f"prompt {i}: {config.num_samples} samples asked for, the server gave {len(given)}")
+        for g, choice in enumerate(sorted(given, key=lambda choice: choice.get("index", 0))):
             drawn, scored = _drawn(choice, config, vocab, f"prompt {i}, sample {g}")
             token[i, g, : len(drawn)], logp[i, g, : len(drawn)], mask[i, g, : len(drawn)] = drawn, scored, True
             ended = bool(drawn) and drawn[-1] in config.eos_ids
@@ -202,32 +165,6 @@ def _request(engine: Engine, prompt: np.ndarray, config: SampleConfig, *, seed: 
         "frequency_penalty": 0.0,
     }
     return body
-
-
-def _ask(engine: Engine, body: dict, number: int) -> list[dict]:
-    """The choices of one request, after as many tries as it takes."""
-    headers = {"Content-Type": "application/json"}
-    if engine.key is not None:
-        if engine.key not in os.environ:
-            raise EngineError(f"Engine.key={engine.key!r}: no such environment variable; set it to the API key")
-        headers["Authorization"] = f"Bearer {os.environ[engine.key]}"
-    url = f"{engine.url.rstrip('/')}/completions"
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    for attempt in range(engine.retries + 1):
-        try:
-            with urllib.request.urlopen(request, timeout=engine.timeout) as answer:
-                return list(json.loads(answer.read())["choices"])
-        except urllib.error.HTTPError as error:
-            why = f"{error.code} {error.read(2000).decode(errors='replace')[:300]}"
-            again = error.code in TRANSIENT
-        except (OSError, http.client.HTTPException) as error:  # no server, a broken line
-            why, again = f"{type(error).__name__}: {error}", True
-        except (ValueError, KeyError, TypeError) as error:  # no JSON, no choices
-            why, again = f"{type(error).__name__}: {error}", False
-        if not again or attempt == engine.retries:
-            break
-        time.sleep(2.0**attempt)
-    raise EngineError(f"{url}, prompt {number}, after {attempt + 1} tries: {why}")
 
 
 def _drawn(choice: dict, config: SampleConfig, vocab: int, where: str) -> tuple[list[int], list[float]]:
