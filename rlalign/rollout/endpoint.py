@@ -28,9 +28,10 @@ class Engine:
 
     url: str
     model: str
-    key: str | None = None
-    timeout: float = 600.0
-    retries: int = 4
+    # What follows does not make it another engine: runs may be continued with others.
+    key: str | None = dataclasses.field(default=None, compare=False)
+    timeout: float = dataclasses.field(default=600.0, compare=False)
+    retries: int = dataclasses.field(default=4, compare=False)
 
     def __post_init__(self):
         if not self.url.startswith(("http://", "https://")):
