@@ -207,6 +207,32 @@ def local_logprobs(hidden, head, forest: TokenForest, node, *, mesh: Mesh | None
     return tuple(x.reshape(parts * samples, response) for x in run(hidden, head, forest, node))
 
 
+def local_likeliest(hidden, head, forest: TokenForest, node, *, mesh: Mesh | None, chunk: int = 128):
+    """Whether no token is likelier than each one's: node i32[S, M, R], counted inside a part -> b[S * M, R].
+
+    Without a gradient, the head whole on each device, `chunk` tokens' logits at a time; False where node is -1. A
+    softcap and a temperature do not change the order.
+    """
+
+    def run(hidden, head, forest, node):
+        flat, length = node.reshape(-1), forest.token.shape[1]
+        at = jnp.maximum(flat, 0)
+        parent = at // length * length + forest.parent.reshape(-1)[at]
+        states, wide = hidden.reshape(-1, hidden.shape[-1]), jnp.promote_types(hidden.dtype, jnp.float32)
+
+        def likeliest(place):
+            return jnp.argmax(jnp.matmul(states[place], head, preferred_element_type=wide))
+
+        best = jax.lax.map(likeliest, jnp.maximum(parent, 0), batch_size=min(chunk, flat.size))
+        return ((best == forest.token.reshape(-1)[at]) & (flat >= 0)).reshape(node.shape)
+
+    if mesh is not None:
+        rows = P(ROWS, None, None)
+        specs = (rows, P(None, None), P(ROWS, None), rows)
+        run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    return run(hidden, head, forest, node).reshape(-1, node.shape[-1])
+
+
 def local_rewards(hidden, kernel, node, *, mesh: Mesh | None):
     """What a reward model gives at each sample's last token: node i32[S, M, R], counted inside a part -> f[S * M].
 

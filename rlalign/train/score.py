@@ -10,7 +10,14 @@ from jax.sharding import Mesh
 from rlalign.forest import pack, split
 from rlalign.hosts import fetch
 from rlalign.models.decoder import Decoder
-from rlalign.train.mesh import gather_embedding, local_logprobs, local_rewards, row_shards, shard_decoder
+from rlalign.train.mesh import (
+    gather_embedding,
+    local_likeliest,
+    local_logprobs,
+    local_rewards,
+    row_shards,
+    shard_decoder,
+)
 from rlalign.train.step import arrange
 from rlalign.types import Batch, Packed, Params, Prompt, Rollouts, TokenForest
 
@@ -36,6 +43,33 @@ def make_scorer(
 
     def score(params: Params, packed: Packed) -> np.ndarray:
         return _in_order(run(params, arrange(Batch(packed), 1, mesh)), packed, mesh, np.shape(packed.mask))
+
+    return score
+
+
+def make_choice_scorer(
+    decoder: Decoder, *, mesh: Mesh | None = None
+) -> Callable[[Params, Packed], tuple[np.ndarray, np.ndarray]]:
+    """score(params, packed) -> (logp f[N, R], likeliest b[N, R]: whether greedy decoding would give the token).
+
+    Args:
+      decoder: the model, at temperature 1.
+      mesh: as in make_train_step; rows must be packed in data * fsdp parts.
+    """
+    model = shard_decoder(decoder, mesh)
+
+    @jax.jit
+    def run(params, batch: Batch):
+        forest, hidden, node = _forward(model, params, batch, mesh)
+        head, softcap = model.head(params), model.config.logit_softcap
+        logp, _ = local_logprobs(hidden, head, forest, node, mesh=mesh, temperature=1.0, softcap=softcap)
+        likeliest = local_likeliest(hidden, head, forest, node, mesh=mesh)
+        return logp.reshape(node.shape), likeliest.reshape(node.shape)
+
+    def score(params: Params, packed: Packed) -> tuple[np.ndarray, np.ndarray]:
+        logp, likeliest = run(params, arrange(Batch(packed), 1, mesh))
+        shape = np.shape(packed.mask)
+        return _in_order(logp, packed, mesh, shape), _in_order(likeliest, packed, mesh, shape)
 
     return score
 
