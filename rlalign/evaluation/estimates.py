@@ -156,9 +156,9 @@ def win_rate(outcome: Array, *, prompt: Sequence[int] | np.ndarray | None = None
     """How often a candidate beats a reference, from single comparisons: 1 won, 0.5 a tie, 0 lost, NaN no verdict.
 
     Judges favour a position (Zheng et al. 2023, arXiv 2306.05685, section 3.3), so each comparison is asked in both
-    and counts by the mean of the two: won in one and lost in the other is a tie. One without a verdict in either is left
-    out whole, as the other alone would bring the position back. A prompt counts by the mean of its comparisons; the
-    interval is that of `share` over prompts.
+    and counts by the mean of the two: won in one and lost in the other is a tie. One without a verdict in either is
+    left out whole, as the other alone would bring the position back. A prompt counts by the mean of its comparisons;
+    the interval is that of `share` over prompts.
 
     Args:
       outcome: f[N] of one position, or f[N, 2]: the candidate shown first, and shown second. 1 is a win of the

@@ -54,7 +54,7 @@ def _tokens(prompts: Sequence[Prompt]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Functions by name, arrays by value; anything else that JSON does not know by its type."""
+    """Functions by name, arrays by value, dataclasses by the fields that they compare; else its type."""
     if isinstance(value, Judge):
         known = {"decoder": dataclasses.asdict(value.decoder.config), "row_length": value.row_length}
         return known | {"reward_model_sha256": fingerprint(value.params), "encode": _plain(value.encode)}
@@ -70,7 +70,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return np.asarray(value).tolist() if value.size <= 64 else fingerprint(value)
     if dataclasses.is_dataclass(value):
-        return {"type": type(value).__qualname__} | {k: _plain(v) for k, v in vars(value).items()}
+        return {"type": type(value).__qualname__} | {
+            f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.compare
+        }
     if not hasattr(value, "__qualname__"):
         return type(value).__qualname__
     name = f"{value.__module__}.{value.__qualname__}"
