@@ -6,6 +6,7 @@
 Plain functions of a text and the record of its prompt, 1.0 or 0.0: `fit(reward=gsm8k, decode=tokenizer.decode)`.
 """
 
+import contextlib
 import os
 import re
 import secrets
@@ -119,9 +120,8 @@ def humaneval(completion: str, example: dict) -> float:
     name = example["entry_point"]
     if not str(name).isidentifier():
         raise ValueError(f"entry_point {name!r} is no name of a function")
-    passed = secrets.token_hex(16)  # nothing that a model wrote can have guessed it
     lines = [example["prompt"] + program_of(completion, name), example["test"], f"check({name})"]
-    return float(_ends_with("\n".join([*lines, f"__import__('os').write(1, b'{passed}')", ""]), passed))
+    return float(_comes_to_its_end("\n".join(lines)))
 
 
 def program_of(completion: str, name: str) -> str:
@@ -148,25 +148,26 @@ def cut(text: str, ends: Iterable[str]) -> str:
     return text[: min((at for end in ends if end and (at := text.find(end)) >= 0), default=len(text))]
 
 
-def _ends_with(program: str, last: str) -> bool:
-    """Whether a program ends by itself, in time, and the last that it writes is `last`."""
-    with tempfile.TemporaryDirectory(dir=".") as folder, tempfile.TemporaryFile() as out:
-        Path(folder, "program.py").write_text(program, encoding="utf-8", errors="replace")
-        try:
+def _comes_to_its_end(program: str) -> bool:
+    """Whether a program runs, in time, to the line behind its last, which writes what it cannot have guessed."""
+    word = secrets.token_hex(16)
+    with tempfile.TemporaryDirectory(dir=".") as folder, tempfile.TemporaryFile() as said:
+        end = f"\n__import__('os').write({said.fileno()}, b'{word}')\n"
+        Path(folder, "program.py").write_text(program + end, encoding="utf-8", errors="replace")
+        with contextlib.suppress(subprocess.TimeoutExpired):
             # In the worker's process group, which the guard ends; no pipe, which a process left behind would hold open.
-            done = subprocess.run(
+            subprocess.run(
                 [sys.executable, "-B", "program.py"],
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
-                stdout=out,
+                stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                pass_fds=(said.fileno(),),
                 timeout=SECONDS,
                 check=False,
             )
-        except subprocess.TimeoutExpired:
-            return False
-        out.seek(max(out.tell() - len(last), 0))
-        return done.returncode == 0 and out.read() == last.encode()
+        said.seek(0)
+        return said.read(len(word) + 1) == word.encode()
 
 
 def _text(completion: object) -> str:

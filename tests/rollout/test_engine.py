@@ -1,10 +1,6 @@
 """An outside engine: a server of the protocol on this machine, right and wrong answers, and training from it."""
 
-import contextlib
 import dataclasses
-import http.server
-import json
-import threading
 
 import numpy as np
 import pytest
@@ -14,6 +10,7 @@ from rlalign.envs import sums
 from rlalign.io.metrics import read_metrics
 from rlalign.rollout import Engine, EngineError, engine_sampler, sample_from
 from tests.hosts.run import share_right
+from tests.protocol import served
 from tests.tiny import sums_model, sums_run
 
 DECODER = ra.Decoder(sums_model(16))
@@ -23,6 +20,8 @@ PROMPTS = sums.problems("train")[:4]
 
 class Server:
     """Speaks /v1/completions; its model is ours, its weights may lie."""
+
+    path = "/v1/completions"
 
     def __init__(self, params):
         self.params, self.asked, self.headers, self.spoil, self.failures = params, [], [], None, []
@@ -49,30 +48,8 @@ class Server:
         return {"choices": choices if self.spoil is None else self.spoil(choices)}
 
 
-@contextlib.contextmanager
 def serving(params):
-    server = Server(params)
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            server.asked.append(body)
-            server.headers.append(dict(self.headers))
-            code = server.failures.pop() if server.failures else 200
-            found = self.path == "/v1/completions"
-            out = json.dumps(server.answer(body) if code == 200 and found else {"error": "told so"}).encode()
-            self.send_response(code if found else 404)
-            self.end_headers()
-            self.wfile.write(out)
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("localhost", 0), Handler) as listener:
-        threading.Thread(target=listener.serve_forever, daemon=True).start()
-        server.url = f"http://localhost:{listener.server_port}/v1"
-        yield server
-        listener.shutdown()
+    return served(Server(params))
 
 
 @pytest.fixture(scope="module")
