@@ -1,6 +1,5 @@
 """Accuracy and pass@k of answers that are known, and of a policy's own."""
 
-import dataclasses
 import itertools
 import math
 
@@ -10,6 +9,7 @@ import pytest
 import rlalign as ra
 from rlalign.envs import sums
 from rlalign.evaluation import evaluate_answers, share
+from tests.evaluation.graders import number_only
 from tests.tiny import sums_model
 
 DECODER = ra.Decoder(sums_model(16))
@@ -60,27 +60,23 @@ def test_a_lower_bar():
 
 
 def test_answers_without_a_reward_are_wrong():
-    """int("+++") raises; "+" alone would not be a number either."""
-    with ra.RewardGuard(int_of, workers=1, decode=sums.decode) as guard:
+    """int("+++") raises."""
+    with ra.RewardGuard(number_only, workers=1, decode=sums.decode) as guard:
         got = evaluate(guard, decode=None)
     assert got.correct.tolist() == [2, 0, 4]
     assert got.invalid == 6
     assert len(got.reasons) == 1
     assert "ValueError" in got.reasons[0]
     assert got.reward == 1.0
-    with ra.RewardGuard(int_of, workers=1) as guard:
+    with ra.RewardGuard(number_only, workers=1) as guard:
         none = evaluate(guard, sampler=known(((0,) * 4,) * 3))
     assert (none.accuracy.value, none.invalid) == (0.0, 12)
     assert math.isnan(none.reward)
 
 
-def int_of(completion, example):
-    return float(int(completion) == int(example["answer"]))
-
-
 def test_a_policys_answers_do_not_depend_on_the_batch():
     params = DECODER.init(0)
-    prompts = [*PROMPTS, *PROMPTS[:2]]  # twice the same problem: other answers
+    prompts = [*PROMPTS, PROMPTS[0]]  # twice the same problem: other answers
 
     def run(at_once, seed=1):
         drawn = []
@@ -91,12 +87,12 @@ def test_a_policys_answers_do_not_depend_on_the_batch():
 
         how = {"config": FOUR, "decode": sums.decode, "workers": 1, "at_once": at_once, "seed": seed}
         found = evaluate_answers(DECODER, params, prompts, sums.exact, sampler=sampler, **how)
-        return np.concatenate([x.tokens for x in drawn]).reshape(5, 4, -1), found
+        return np.concatenate([x.tokens for x in drawn]).reshape(4, 4, -1), found
 
     tokens, found = run(4)
-    again, same = run(3)
+    again, same = run(2)
     np.testing.assert_array_equal(tokens, again)
-    assert dataclasses.replace(found, correct=None, total=None).pass_at == same.pass_at
+    assert found.pass_at == same.pass_at
     assert not np.array_equal(tokens[0], tokens[3])
     assert not np.array_equal(tokens, run(4, seed=2)[0])
 

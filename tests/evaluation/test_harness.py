@@ -1,10 +1,10 @@
 """The model of lm-eval-harness: against whole logits, and a task of the harness where it is installed."""
 
-import dataclasses
 import functools
 import importlib.util
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -31,6 +31,9 @@ class Inner:
 class Letters:
     inner, eos_ids = Inner(), (0,)
 
+    def __call__(self, text):
+        return self.encode(text).tolist()
+
     def encode(self, text):
         return np.array([1 + WORDS.index(letter) for letter in text], np.int32)
 
@@ -38,18 +41,12 @@ class Letters:
         return "".join(WORDS[i - 1] for i in ids)
 
 
+LETTERS = Letters()
+
+
 @functools.cache
 def policy():
     return ra.Decoder(QWEN3), random_params(QWEN3, scale=1.0)
-
-
-def by_whole_logits(context, continuation, decoder=None, params=None):
-    decoder, params = (decoder, params) if decoder else policy()
-    tokens = np.array([*context, *continuation])
-    row = Samples([tokens], [1]).repeated(24)
-    score = np.asarray(ra.logits(decoder, params, row), np.float64)[0, len(context) - 1 : len(tokens) - 1]
-    logp = score - np.log(np.exp(score).sum(axis=-1, keepdims=True))
-    return logp[np.arange(len(continuation)), continuation].sum(), bool((score.argmax(-1) == continuation).all())
 
 
 def greedy(context, length):
@@ -57,18 +54,40 @@ def greedy(context, length):
     found = list(context)
     for _ in range(length):
         row = Samples([np.array(found)], [1]).repeated(24)
-        found.append(int(np.asarray(ra.logits(*policy(), row))[0, len(found) - 1].argmax()))
+        found.append(int(whole_logits(row)[0, len(found) - 1].argmax()))
     return found[len(context) :]
 
 
-@pytest.mark.parametrize("at_once", [2, 64])
-def test_continuations_are_scored_as_by_whole_logits(at_once):
+def written(context, length):
+    """The text of that, up to an end token."""
+    best = greedy(context, length)
+    return LETTERS.decode(best[: best.index(0)] if 0 in best else best)
+
+
+@functools.cache
+def compiled():
+    decoder, params = policy()
+    return jax.jit(lambda row: ra.logits(dense_decoder(decoder.config), params, row))
+
+
+def whole_logits(row):
+    return np.asarray(compiled()(row), np.float64)
+
+
+def by_whole_logits(context, continuation):
+    tokens = np.array([*context, *continuation])
+    score = whole_logits(Samples([tokens], [1]).repeated(24))[0, len(context) - 1 : len(tokens) - 1]
+    logp = score - np.log(np.exp(score).sum(axis=-1, keepdims=True))
+    return logp[np.arange(len(continuation)), continuation].sum(), bool((score.argmax(-1) == continuation).all())
+
+
+def test_continuations_are_scored_as_by_whole_logits():
     rng = np.random.default_rng(0)
     shared = rng.integers(1, 17, 6).tolist()
     pairs = [(shared, rng.integers(1, 17, size).tolist()) for size in (3, 1, 4)]
     pairs += [([0], [4]), (shared, greedy(shared, 4)), (shared[:2], greedy(shared[:2], 2)), (shared, [])]
     score = make_choice_scorer(policy()[0])
-    got = harness._choices(score, policy()[1], pairs, row_length=24, at_once=at_once, mesh=None)
+    got = harness._choices(score, policy()[1], pairs, row_length=24, at_once=4, mesh=None)
     want = [by_whole_logits(*pair) for pair in pairs[:-1]] + [(0.0, True)]
     np.testing.assert_allclose([x for x, _ in got], [x for x, _ in want], rtol=1e-5, atol=1e-6)
     assert [always for _, always in got] == [always for _, always in want]
@@ -124,16 +143,16 @@ def test_generation_settings(caplog):
 def test_contexts_are_answered_by_their_own_settings():
     """Greedy as by whole logits, cut at what ends them; the same question twice is two samples."""
     draw = functools.partial(ra.sample, *policy(), step=0, seed=0, mesh=None)
-    run = functools.partial(harness._generate, draw, Letters(), room=24, max_gen_toks=5)
-    tokens = Letters().encode("face").tolist()
-    best = greedy(tokens, 5)
-    want = Letters().decode(best[: best.index(0)] if 0 in best else best)
+    run = functools.partial(harness._generate, draw, LETTERS, room=24, max_gen_toks=5)
+    tokens = LETTERS("face")
+    want = written(tokens, 5)
     hot = {"do_sample": True, "temperature": 3.0, "max_gen_toks": 8}
-    asked = [(tokens, {}), (tokens, hot), (tokens, {"until": [want[2]]}), (tokens, hot), ([1] * 30, {})]
+    short = {"until": [want[2]]}
+    asked = [(tokens, {}), (tokens, hot), (tokens, short), (tokens, hot), ([1] * 30, {}), ([1] * 30, short)]
     got = run(asked, at_once=2)
     assert (got[0], got[2]) == (want, want[: want.index(want[2])])
     assert got[1] != got[3]
-    assert got[4] == run([([1] * 19, {})], at_once=2)[0]
+    assert got[4] == run([([1] * 19, {}), (tokens, {})], at_once=2)[0]
     with pytest.raises(ValueError, match=r"max_gen_toks=24 leaves no room .* row_length=24"):
         run([(tokens, {"max_gen_toks": 24})], at_once=2)
 
@@ -144,13 +163,13 @@ def test_contexts_are_answered_by_their_own_settings():
 )
 def test_what_is_refused(how, message):
     with pytest.raises(ValueError, match=message):
-        harness_model(*policy(), Letters(), **how)
+        harness_model(*policy(), LETTERS, **how)
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.api.model", None)
     with pytest.raises(ImportError, match=r"pip install 'rlalign\[harness\]'"):
-        harness_model(*policy(), Letters())
+        harness_model(*policy(), LETTERS)
 
 
 def request(*args):
@@ -160,9 +179,9 @@ def request(*args):
 @installed
 def test_rolling_windows_count_each_token_once():
     """Against windows by hand: a row of 9 holds one token of context and 8 to foretell."""
-    model = harness_model(*policy(), Letters(), row_length=9)
+    model = harness_model(*policy(), LETTERS, row_length=9)
     text = "a face had been laid"[:19].replace("n", "i").replace("t", "h")
-    tokens = Letters().encode(text).tolist()
+    tokens = LETTERS(text)
     want = 0.0
     before = 0
     while before < len(tokens):
@@ -176,11 +195,27 @@ def test_rolling_windows_count_each_token_once():
 
 
 @installed
-def test_a_task_of_the_harness(tmp_path):
-    """Choices and generation, with the harness's own counting."""
-    lm_eval = pytest.importorskip("lm_eval")
-    del lm_eval, tmp_path
+@pytest.mark.filterwarnings("default")  # of the harness and what it imports
+def test_tasks_of_the_harness():
+    """Choices, generation and a chat template, by the harness's own counting."""
+    import datasets
+    import lm_eval
 
-
-def test_a_narrow_model_has_its_own_dtype():
-    assert dataclasses.replace(QWEN3, dtype="bfloat16").dtype == "bfloat16"
+    docs = [{"q": "face", "choices": ["a", "bed", "cab"]}, {"q": "deaf", "choices": ["mim", "ala", "am"]}]
+    values = [[by_whole_logits(*map(LETTERS, (doc["q"], text)))[0] for text in doc["choices"]] for doc in docs]
+    docs[0]["label"], docs[1]["label"] = int(np.argmax(values[0])), int(np.argmin(values[1]))
+    want = [written(LETTERS(doc["q"] + " a"), 4).split(" ")[0] for doc in docs]
+    common = {"test_split": "test", "doc_to_text": "{{q}}", "target_delimiter": "", "doc_to_target": "{{label}}"}
+    common["custom_dataset"] = lambda **_: {"test": datasets.Dataset.from_list(docs)}
+    choose = {"task": "choose", "output_type": "multiple_choice", "doc_to_choice": "{{choices}}"}
+    write = {"task": "write", "output_type": "generate_until", "metric_list": [{"metric": "exact_match"}]}
+    write["generation_kwargs"] = {"until": [" "], "max_gen_toks": 4}
+    run = functools.partial(
+        lm_eval.simple_evaluate, harness_model(*policy(), LETTERS, row_length=24), bootstrap_iters=0
+    )
+    chosen = run(tasks=[choose | common | {"metric_list": [{"metric": "acc"}]}])
+    assert chosen["results"]["choose"]["acc,none"] == 0.5
+    got = [[value for value, _ in sample["filtered_resps"]] for sample in chosen["samples"]["choose"]]
+    np.testing.assert_allclose(got, values, rtol=1e-5)
+    written = run(tasks=[write | common], apply_chat_template=True)
+    assert [sample["filtered_resps"] for sample in written["samples"]["write"]] == [[text] for text in want]
