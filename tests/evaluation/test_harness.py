@@ -217,5 +217,5 @@ def test_tasks_of_the_harness():
     assert chosen["results"]["choose"]["acc,none"] == 0.5
     got = [[value for value, _ in sample["filtered_resps"]] for sample in chosen["samples"]["choose"]]
     np.testing.assert_allclose(got, values, rtol=1e-5)
-    written = run(tasks=[write | common], apply_chat_template=True)
-    assert [sample["filtered_resps"] for sample in written["samples"]["write"]] == [[text] for text in want]
+    wrote = run(tasks=[write | common], apply_chat_template=True)
+    assert [sample["filtered_resps"] for sample in wrote["samples"]["write"]] == [[text] for text in want]
