@@ -32,7 +32,7 @@ FENCE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTAL
 NUMBER = re.compile(
     r"((?<![\w.)])[-−]\s?)?"  # a sign, where it has no operand before it
     r"[$€£]?\s?"
-    r"((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"  # commas between groups of three
+    r"((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"  # commas between groups of three
     r"(?:\s?/\s?(\d+))?"
 )
 MAX_DIGITS = 100  # more are no answer, and take Python long

@@ -98,7 +98,7 @@ WRONG = [
     "    return a + b + open('/nowhere').read()",
     "    return int(input())",
     "    import os\n    for f in range(3, 20):\n        try:\n            os.write(f, b'0' * 32)\n"
-    "        except OSError:\n            pass\n    return a + b",
+    "        except OSError:\n            pass\n    os._exit(0)",
 ]
 
 
