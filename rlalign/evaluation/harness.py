@@ -106,7 +106,7 @@ def _choices(
         )
         logp, likeliest = scorer(params, packed)
         mask = np.asarray(packed.mask)
-        total, greedy = np.where(mask, logp, 0).sum(axis=1, dtype=np.float64), (likeliest | ~mask).all(axis=1)
+        total, greedy = logp.sum(axis=1, dtype=np.float64), (likeliest | ~mask).all(axis=1)
         for i, value, always in zip(some, total, greedy, strict=True):
             found[i] = float(value), bool(always)
     return found

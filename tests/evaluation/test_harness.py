@@ -143,7 +143,6 @@ def test_generation_settings(caplog):
 def test_contexts_are_answered_by_their_own_settings():
     """Greedy as by whole logits, cut at what ends them; the same question twice is two samples."""
     draw = functools.partial(ra.sample, *policy(), step=0, seed=0, mesh=None)
-    nothing = lm_eval.tasks.TaskManager(include_defaults=False)  # thousands of files less to read
     run = functools.partial(harness._generate, draw, LETTERS, room=24, max_gen_toks=5)
     tokens = LETTERS("face")
     want = written(tokens, 5)
@@ -211,6 +210,7 @@ def test_tasks_of_the_harness():
     choose = {"task": "choose", "output_type": "multiple_choice", "doc_to_choice": "{{choices}}"}
     write = {"task": "write", "output_type": "generate_until", "metric_list": [{"metric": "exact_match"}]}
     write["generation_kwargs"] = {"until": [" "], "max_gen_toks": 4}
+    nothing = lm_eval.tasks.TaskManager(include_defaults=False)  # thousands of files less to read
     run = functools.partial(
         lm_eval.simple_evaluate,
         harness_model(*policy(), LETTERS, row_length=24),
