@@ -147,12 +147,13 @@ def test_contexts_are_answered_by_their_own_settings():
     tokens = LETTERS("face")
     want = written(tokens, 5)
     hot = {"do_sample": True, "temperature": 3.0, "max_gen_toks": 8}
+    long = [*range(1, 16), *range(1, 16)]
     short = {"until": [want[2]]}
-    asked = [(tokens, {}), (tokens, hot), (tokens, short), (tokens, hot), ([1] * 30, {}), ([1] * 30, short)]
+    asked = [(tokens, {}), (tokens, hot), (tokens, short), (tokens, hot), (long, {}), (long, short)]
     got = run(asked, at_once=2)
     assert (got[0], got[2]) == (want, want[: want.index(want[2])])
     assert got[1] != got[3]
-    assert got[4] == run([([1] * 19, {}), (tokens, {})], at_once=2)[0]
+    assert got[4] == run([(long[-19:], {}), (tokens, {})], at_once=2)[0]
     with pytest.raises(ValueError, match=r"max_gen_toks=24 leaves no room .* row_length=24"):
         run([(tokens, {"max_gen_toks": 24})], at_once=2)
 
