@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rlalign.forest import pack, split
     from rlalign.io.config import RunConfig
     from rlalign.io.data import read_prompts
+    from rlalign.io.examples import chat_encoding, plain_encoding, read_demonstrations, read_preferences
     from rlalign.io.loop import fit
     from rlalign.logprobs import token_logprobs
     from rlalign.models import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from rlalign.types import (
         Batch,
         Demonstration,
+        Encoding,
         Packed,
         Preference,
         Prompt,
@@ -76,6 +78,10 @@ _HOME = {
     "save_pretrained": "rlalign.models",
     # the loop: prompts -> rollout -> reward -> advantage -> pack -> train step
     "read_prompts": "rlalign.io.data",
+    "read_demonstrations": "rlalign.io.examples",
+    "read_preferences": "rlalign.io.examples",
+    "chat_encoding": "rlalign.io.examples",
+    "plain_encoding": "rlalign.io.examples",
     "SampleConfig": "rlalign.rollout",
     "sample": "rlalign.rollout",
     "RewardGuard": "rlalign.rewards",
@@ -95,6 +101,7 @@ _HOME = {
     # what travels
     "Batch": "rlalign.types",
     "Demonstration": "rlalign.types",
+    "Encoding": "rlalign.types",
     "Packed": "rlalign.types",
     "Preference": "rlalign.types",
     "Prompt": "rlalign.types",

@@ -13,13 +13,14 @@ Every pytree here is immutable data without behaviour; arrays may be NumPy (host
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Array = Any  # a jax.Array or np.ndarray; importing jax takes seconds, and reward workers need only these types
 Params = Any  # a nested dict of arrays: what Decoder.init returns and Decoder.apply takes
+Conversation = str | Sequence[Mapping[str, str]]  # one text, or messages: [{"role": "user", "content": "..."}, ...]
 
 
 class TokenForest(NamedTuple):
@@ -125,6 +126,18 @@ class Prompt:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.array(self.tokens, dtype=dtype) if copy else np.asarray(self.tokens, dtype=dtype)
+
+
+class Encoding(NamedTuple):
+    """How prompts and responses become tokens, for sampling and for training alike: two functions.
+
+    Attributes:
+      prompt: text or messages -> i32[P], what a response is sampled after.
+      response: (that prompt, the answer's text) -> i32[R], what the model is to write, the end token included.
+    """
+
+    prompt: Callable[[Conversation], np.ndarray]
+    response: Callable[[Conversation, str], np.ndarray]
 
 
 class Demonstration(NamedTuple):

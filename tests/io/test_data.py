@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlalign.io.data import PromptSet, prompt_order, prompts_at_step, read_prompts
+from rlalign.io.data import prompt_order, prompts_at_step, read_prompts
+from rlalign.io.records import Examples
 
 BOS, EOS = 1, 2
 
@@ -35,7 +36,7 @@ def read(path, **options):
 
 def test_reads_prompts_in_order_with_their_records(write):
     found = read(write({"prompt": "ab", "answer": "c", "n": [1, {"k": None}]}, {"prompt": "dé"}))
-    assert isinstance(found, PromptSet)
+    assert isinstance(found, Examples)
     assert len(found) == 2
     assert found[0].id == 0
     assert found[0].tokens.dtype == np.int32
@@ -76,7 +77,10 @@ BAD = {
     "two objects": (b'{"prompt": "a"} {"prompt": "b"}', r"broken JSON \(Extra data"),
     "deep JSON": (b"[" * 200_000, r"broken JSON"),
     "bad UTF-8": (b'{"prompt": "\xff"}', r"byte 13 is not UTF-8; convert the file"),
-    "half a surrogate": (b'{"prompt": "a\\ud800"}', r"field 'prompt' holds half a surrogate pair; fix its escape"),
+    "half a surrogate": (
+        b'{"prompt": "a\\ud800", "id": 2}',
+        r"field 'prompt' holds half a surrogate pair; fix its escape",
+    ),
     "not an object": ([1, 2], r"an array, not an object; write \{\"prompt\""),
     "null": (None, r"null, not an object"),
     "missing field": (
@@ -131,7 +135,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 
 def test_a_file_without_line_ends_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlalign.io.data.MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("rlalign.io.records.MAX_LINE_BYTES", 100)
     path = tmp_path / "big.jsonl"
     path.write_bytes(b'{"prompt": "a"}\n' + b"x" * 1000)
     with pytest.raises(ValueError, match=r"big\.jsonl:2: a line of over 100 bytes; is the file JSON Lines\?"):

@@ -4,55 +4,15 @@ import json
 
 import numpy as np
 import pytest
-import tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from rlalign.models import load_tokenizer
-
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-# Drops what the assistant thought as soon as somebody answers, as Qwen3's does.
-FORGETS = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{{ m['content'] if loop.last else m['content'].split('</think>')[-1] }}{{ '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-QUESTION = [{"role": "user", "content": "What is 1 + 1?"}]
-TALK = [
-    *QUESTION,
-    {"role": "assistant", "content": "<think>hm</think>2"},
-    {"role": "user", "content": "Again."},
-    {"role": "assistant", "content": "<think>hm</think>two"},
-]
+from tests.models.tokenizers import CHATML, FORGETS, QUESTION, REFUSES, TALK, save_tokenizer
 
 
 @pytest.fixture(scope="module")
 def write(tmp_path_factory):
-    """write(template, **files) -> a folder with a byte-level tokenizer whose merges join 'ab' and 'abc'."""
-
-    def run(template=CHATML, **files):
-        folder = tmp_path_factory.mktemp("tokenizer")
-        letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-        words = {word: i for i, word in enumerate([*letters, "ab", "abc"])}
-        bpe = tokenizers.Tokenizer(tokenizers.models.BPE(words, [("a", "b"), ("ab", "c")]))
-        bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        bpe.decoder = tokenizers.decoders.ByteLevel()
-        bpe.add_special_tokens(["<|end|>", "<|im_start|>", "<|im_end|>"])
-        # Added by its own rule to whatever is encoded, as Llama's BOS is: `encode` must leave it away.
-        bpe.post_processor = tokenizers.processors.TemplateProcessing(
-            single="<|end|> $A", special_tokens=[("<|end|>", bpe.token_to_id("<|end|>"))]
-        )
-        made = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", chat_template=template)
-        made.save_pretrained(folder)
-        for name, value in files.items():
-            path = folder / f"{name}.json"
-            path.write_text(json.dumps(json.loads(path.read_text() if path.exists() else "{}") | value))
-        return folder
-
-    return run
+    """write(template, **files) -> the folder of save_tokenizer."""
+    return lambda template=CHATML, **files: save_tokenizer(tmp_path_factory.mktemp("tokenizer"), template, **files)
 
 
 def test_a_prompt_is_the_beginning_of_the_dialogue_to_learn(write):
