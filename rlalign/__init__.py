@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rlalign.io.data import read_prompts
     from rlalign.io.examples import chat_encoding, plain_encoding, read_demonstrations, read_preferences
     from rlalign.io.loop import fit
+    from rlalign.io.mixture import mix
     from rlalign.logprobs import token_logprobs
     from rlalign.models import (
         Decoder,
@@ -82,6 +83,7 @@ _HOME = {
     "read_preferences": "rlalign.io.examples",
     "chat_encoding": "rlalign.io.examples",
     "plain_encoding": "rlalign.io.examples",
+    "mix": "rlalign.io.mixture",
     "SampleConfig": "rlalign.rollout",
     "sample": "rlalign.rollout",
     "RewardGuard": "rlalign.rewards",

@@ -75,7 +75,7 @@ def prompt_order(num_prompts: int, *, seed: int, epoch: int) -> np.ndarray:
       ValueError: an argument out of range.
     """
     _check(num_prompts=num_prompts, seed=seed, epoch=epoch)
-    return _order(operator.index(num_prompts), operator.index(seed), operator.index(epoch))
+    return _order(operator.index(num_prompts), operator.index(seed), (operator.index(epoch),))
 
 
 def prompts_at_step(num_prompts: int, per_step: int, *, seed: int, step: int) -> np.ndarray:
@@ -93,21 +93,27 @@ def prompts_at_step(num_prompts: int, per_step: int, *, seed: int, step: int) ->
       ValueError: an argument out of range.
     """
     _check(num_prompts=num_prompts, per_step=per_step, seed=seed, step=step)
-    num_prompts, per_step, step = (operator.index(number) for number in (num_prompts, per_step, step))
-    first, last = step * per_step, (step + 1) * per_step
-    parts = []
-    for epoch in range(first // num_prompts, (last - 1) // num_prompts + 1):
-        start = epoch * num_prompts
-        order = prompt_order(num_prompts, seed=seed, epoch=epoch)
-        parts.append(order[max(first - start, 0) : min(last - start, num_prompts)])
+    per_step = operator.index(per_step)
+    return visits(operator.index(num_prompts), operator.index(step) * per_step, per_step, seed=operator.index(seed))
+
+
+def visits(num: int, first: int, count: int, *, seed: int, stream: tuple[int, ...] = ()) -> np.ndarray:
+    """i64[count]: entries `first` and on of all epochs' orders of 0 to num - 1; each `stream` has orders of its own."""
+    last, parts = first + count, [np.zeros(0, np.int64)]
+    for epoch in range(first // num, -(-last // num)):
+        order = _order(num, seed, (epoch, *stream))
+        parts.append(order[max(first - epoch * num, 0) : last - epoch * num])
     return np.concatenate(parts)
 
 
-@functools.lru_cache(maxsize=4)
-def _order(num_prompts: int, seed: int, epoch: int) -> np.ndarray:
-    # NumPy promises the raw stream of a bit generator for good, but not what `permutation` makes of it.
-    bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(epoch,))).random_raw(num_prompts)
-    order = np.argsort(bits, kind="stable").astype(np.int64)
+def raw_bits(count: int, seed: int, key: tuple[int, ...]) -> np.ndarray:
+    """u64[count]. NumPy promises the raw stream of a bit generator for good, but not what `permutation` makes of it."""
+    return np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)).random_raw(count)
+
+
+@functools.lru_cache(maxsize=16)
+def _order(num: int, seed: int, key: tuple[int, ...]) -> np.ndarray:
+    order = np.argsort(raw_bits(num, seed, key), kind="stable").astype(np.int64)
     order.flags.writeable = False
     return order
 

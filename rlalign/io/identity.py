@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from rlalign.algorithms import Algorithm
 from rlalign.io.files import fingerprint
+from rlalign.io.mixture import Mixture
 from rlalign.models.decoder import Decoder
 from rlalign.models.lora import frozen, without_lora
 from rlalign.train.score import Judge
@@ -31,6 +32,7 @@ def run_identity(
         "algorithm_settings": {name: _plain(value) for name, value in settings.items()},
         "reference_sha256": fingerprint(without_lora(params)) if fixed else None,
         "prompts_sha256": _tokens(prompts),
+        "mixture": prompts.recipe() if isinstance(prompts, Mixture) else None,
         "judge": _plain(judge),
     }
 

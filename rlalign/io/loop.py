@@ -82,7 +82,7 @@ def fit(
       config: the run.
       decoder, params: the policy to begin with; also the frozen reference, where the algorithm has a KL. With
         config.keep_params=False the run uses the arrays up.
-      prompts: to train on, each once an epoch.
+      prompts: to train on, each once an epoch; or several sets of them, mixed by weights (`mix`).
       eval_prompts: held out; evaluated with seeds of their own, before, between and after.
       reward: (completion, example) -> number, a plain top-level function, run in killable worker processes.
       decode: token ids -> text; None hands the ids to the reward.

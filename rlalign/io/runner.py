@@ -19,7 +19,7 @@ from rlalign import hosts
 from rlalign.algorithms import ALGORITHMS, NEEDS, Algorithm, try_out
 from rlalign.forest import NotEnoughRows
 from rlalign.io.config import RunConfig
-from rlalign.io.data import prompts_at_step
+from rlalign.io.mixture import entries_at_step, reward_by_set
 from rlalign.models.decoder import Decoder
 from rlalign.rewards import score
 from rlalign.rollout import sample
@@ -84,7 +84,7 @@ class Runner:
     def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """One rollout batch and the updates from it."""
         config, clock = self.config, Clock()
-        chosen = prompts_at_step(len(self.prompts), config.prompts_per_step, seed=config.seed, step=step)
+        chosen = entries_at_step(self.prompts, config.prompts_per_step, seed=config.seed, step=step)
         prompts = [self.prompts[i] for i in chosen]
         with clock("rollout"):
             rollouts = self.sample(
@@ -113,6 +113,7 @@ class Runner:
             state, metrics = self._updates(state, batch)
         seconds = sum(clock.seconds.values())
         metrics |= rollout_metrics(config, prompts, rollouts, rewards, batch)
+        metrics |= reward_by_set(self.prompts, chosen[rollouts.prompt], rewards)
         if self.judge is not None:
             del metrics["accuracy"]  # a judge's numbers have no `success`
         metrics |= {f"seconds_{phase}": value for phase, value in clock.seconds.items()}

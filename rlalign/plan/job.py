@@ -42,7 +42,7 @@ from rlalign.train.optimizer import OptimizerConfig
 from rlalign.types import Params
 
 # What `fit` writes beside a run's settings and a plan does not need.
-IGNORED = ("algorithm_settings", "reference_sha256", "prompts_sha256", "model", "device", "versions")
+IGNORED = ("algorithm_settings", "reference_sha256", "prompts_sha256", "mixture", "model", "device", "versions")
 
 
 @dataclasses.dataclass(frozen=True)

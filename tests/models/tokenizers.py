@@ -26,7 +26,7 @@ TALK = [
 
 
 def save_tokenizer(folder, template=CHATML, **files):
-    """Writes a byte-level tokenizer whose merges join 'ab' and 'abc', and fields of its JSON files; returns `folder`."""
+    """A byte-level tokenizer whose merges join 'ab' and 'abc', and fields of its JSON files; returns `folder`."""
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     words = {word: i for i, word in enumerate([*letters, "ab", "abc"])}
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE(words, [("a", "b"), ("ab", "c")]))
