@@ -136,8 +136,8 @@ class Encoding(NamedTuple):
       response: (that prompt, the answer's text) -> i32[R], what the model is to write, the end token included.
     """
 
-    prompt: Callable[[Conversation], np.ndarray]
-    response: Callable[[Conversation, str], np.ndarray]
+    prompt: Callable[[Any], np.ndarray]  # a Conversation; one of your own may take texts alone
+    response: Callable[[Any, str], np.ndarray]
 
 
 class Demonstration(NamedTuple):

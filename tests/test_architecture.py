@@ -425,7 +425,7 @@ def test_nothing_that_is_read_is_executed():
     assert forbidden(ast.parse(probe)) == ["eval", "pickle", "allow_pickle=True"]
 
 
-@pytest.mark.parametrize("name", [*CORE, "envs.sums"])
+@pytest.mark.parametrize("name", [*CORE, "envs.sums", "io.mixture"])
 def test_examples_in_docstrings(name):
     module = importlib.import_module(f"rlalign.{name}")
     result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
