@@ -55,7 +55,7 @@ def reasoning_prompts(
         question = entry["question"]
         if question in found or not in_split(question, split):
             continue
-        if not found and dataset[index]["question"] != question:
+        if dataset[index]["question"] != question:  # some tasks draw from a state that is not theirs
             raise ValueError(f"task {task!r} gives another problem each time: no run could be continued; use another")
         example = _example(task, settings, entry)
         found[question] = Prompt(index, encode.prompt(question), question, example)

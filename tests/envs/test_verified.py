@@ -234,13 +234,31 @@ def test_reasoning_tasks_that_are_refused(reasoning):
             {"config": {"size": 3}, "count": 9},
             r"has \d questions for 'policy', not 9: lower it, or widen conf",
         ),
-        ("list_functions", {}, r"task 'list_functions' gives another problem each time: no run could be continued"),
     ):
         with pytest.raises(ValueError, match=message):
             ask(task, **options)
     prompts = ask("chain_sum")
     with pytest.raises(ValueError, match="kind must be 'slip' or 'other', got 'word'"):
         reasoning.reasoning_preferences(prompts, BYTES, kind="word")
+
+
+def test_a_task_that_draws_from_elsewhere_is_refused(reasoning, monkeypatch):
+    """As list_functions does, in some of its problems."""
+
+    class Drifting:
+        size, drawn = 100, itertools.count()
+
+        def __getitem__(self, index):
+            return {"question": f"{index} {next(self.drawn) if index > 2 else ''}", "answer": "1", "metadata": {}}
+
+        def score_answer(self, answer, entry):
+            return float(answer == entry["answer"])
+
+    monkeypatch.setattr(reasoning, "_dataset", lambda task, config: Drifting())
+    with pytest.raises(
+        ValueError, match=r"task 'mine' gives another problem each time: no run could be continued; use"
+    ):
+        reasoning.reasoning_prompts("mine", "train", 10, BYTES)
 
 
 def test_without_reasoning_gym(monkeypatch):
