@@ -91,6 +91,7 @@ def test_so_many_demonstrations_are_wrong():
     assert abs(wrong.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / wrong.size)
     assert all(is_right(*d) for d in sums.demonstrations("held-out"))
     assert not any(is_right(*d) for d in sums.demonstrations("held-out", wrong=1.0))
+    np.testing.assert_array_equal(wrong, flips(0.25))  # of the same prompts, labels are flipped
 
 
 def test_a_set_follows_from_its_seed():
@@ -180,6 +181,10 @@ def test_reasoning_splits_share_no_question(reasoning):
     assert all(len(set(questions)) == 8 for questions in found.values())
     for one, other in itertools.combinations(found.values(), 2):
         assert not set(one) & set(other)
+    dataset = reasoning.reasoning_gym.create_dataset("chain_sum", **small, seed=0, size=reasoning.SIZE)
+    first = {question: number for number, question in reversed([(i, dataset[i]["question"]) for i in range(100)])}
+    prompts = reasoning.reasoning_prompts("chain_sum", "policy", 30, BYTES, config=small)
+    assert all(p.id == first[p.text] for p in prompts)  # where it comes again, the first counts
     train = reasoning.reasoning_prompts("chain_sum", "train", 40, BYTES)
     policy, reward = (reasoning.reasoning_prompts("chain_sum", split, 5, BYTES) for split in ("policy", "reward"))
     assert {p.text for p in (*policy, *reward)} <= {p.text for p in train}
@@ -196,6 +201,8 @@ def test_reasoning_prompts_hold_what_a_reward_worker_needs(reasoning):
         expected += [1.0, 1.0, 0.0]
     here = [reasoning.reasoning_score(c, prompts[i // 3].example) for i, c in enumerate(completions)]
     assert here == expected
+    (gcd,) = reasoning.reasoning_prompts("gcd", "policy", 1, BYTES)
+    assert reasoning.reasoning_score(f" {gcd.example['answer']}\n", gcd.example) == 1
     with ra.RewardGuard(reasoning.reasoning_score, workers=1, time_limit=20.0) as guard:
         rewards = guard(completions, [prompts[i // 3].example for i in range(len(completions))])
     assert rewards.reward.tolist() == expected
