@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlalign.algorithms import ALGORITHMS, Algorithm
     from rlalign.forest import pack, split
-    from rlalign.io.config import RunConfig
+    from rlalign.io.config import OfflineConfig, RunConfig
     from rlalign.io.data import read_prompts
     from rlalign.io.examples import chat_encoding, plain_encoding, read_demonstrations, read_preferences
     from rlalign.io.loop import fit
     from rlalign.io.mixture import mix
+    from rlalign.io.offline import fit_offline
     from rlalign.logprobs import token_logprobs
     from rlalign.models import (
         Decoder,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         make_batch,
         make_judge,
         make_mesh,
+        make_offline_batch,
         make_optimizer,
         make_scorer,
         make_train_step,
@@ -89,6 +91,7 @@ _HOME = {
     "RewardGuard": "rlalign.rewards",
     "score": "rlalign.rewards",
     "make_batch": "rlalign.train",
+    "make_offline_batch": "rlalign.train",
     "make_train_step": "rlalign.train",
     "make_scorer": "rlalign.train",
     "make_judge": "rlalign.train",
@@ -100,6 +103,8 @@ _HOME = {
     "place_params": "rlalign.train",
     "RunConfig": "rlalign.io.config",
     "fit": "rlalign.io.loop",
+    "OfflineConfig": "rlalign.io.config",
+    "fit_offline": "rlalign.io.offline",
     # what travels
     "Batch": "rlalign.types",
     "Demonstration": "rlalign.types",

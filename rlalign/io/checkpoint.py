@@ -54,13 +54,14 @@ class Checkpoints:
     Args:
       folder: created at the first save.
       keep: how many of the newest intact steps stay, besides the best one; at least 1.
+      keep_every: multiples of it stay as well; None for none.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 3):
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 3, keep_every: int | None = None):
         if keep < 1:
             raise ValueError(f"keep={keep}: at least one checkpoint has to stay")
         self.folder = Path(folder).absolute()
-        self.keep = keep
+        self.keep, self.keep_every = keep, keep_every
         self._attempts = 0
         items = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**items))
@@ -217,7 +218,7 @@ class Checkpoints:
         steps = self.steps()
         stay = {*[s for s in steps if self.problem(s) is None][-self.keep :], self.best()}
         for step in steps:
-            if step not in stay:
+            if step not in stay and (self.keep_every is None or step % self.keep_every):
                 self._delete(step)
 
     def _delete(self, step: int) -> None:

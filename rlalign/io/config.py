@@ -1,6 +1,8 @@
-"""The configuration of a run: one frozen dataclass, checked when it is built, saved beside every checkpoint."""
+"""The configurations of runs: frozen dataclasses, checked when they are built, saved beside every checkpoint."""
 
 import dataclasses
+import math
+from typing import Literal
 
 from rlalign.algorithms import get_algorithm
 from rlalign.models.config import DTYPES
@@ -77,10 +79,8 @@ class RunConfig:
 
     def __post_init__(self):
         get_algorithm(self.algorithm)
-        for name in ("steps", "prompts_per_step", "row_length", "epochs", "minibatches", "microbatches", "eval_every"):
-            self._at_least_one(name)
-        for name in ("eval_prompts", "checkpoint_every", "keep", "max_bad_steps", "reward_workers"):
-            self._at_least_one(name)
+        counts = ("steps", "prompts_per_step", "row_length", "epochs", "minibatches", "microbatches", "eval_every")
+        _at_least_one(self, *counts, "eval_prompts", "checkpoint_every", "keep", "max_bad_steps", "reward_workers")
         if not 0 <= self.max_invalid_share <= 1:
             raise ValueError(f"max_invalid_share must lie in [0, 1], got {self.max_invalid_share}")
         if self.seed < 0:
@@ -96,17 +96,95 @@ class RunConfig:
             raise ValueError(
                 f"reference_dtype must be None or one of {', '.join(DTYPES)}, got {self.reference_dtype!r}"
             )
-        self.profile_range()
+        traced_steps(self.profile)
 
-    def _at_least_one(self, name: str) -> None:
-        if getattr(self, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
-    def profile_range(self) -> range:
-        """The steps that are traced."""
-        if self.profile is None:
-            return range(0)
-        first, _, end = self.profile.partition(":")
-        if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
-            raise ValueError(f"profile={self.profile!r} must be FIRST:END with FIRST < END, such as 3:5")
-        return range(int(first), int(end))
+@dataclasses.dataclass(frozen=True)
+class OfflineConfig:
+    """Everything `fit_offline` needs to know besides the model and the examples.
+
+    Args:
+      folder: where metrics, checkpoints and the report go; a run found there is continued.
+      algorithm: an entry of ALGORITHMS; `fit_offline(..., algorithm=...)` may hand over one of your own.
+      examples_per_step: demonstrations, or pairs, an optimizer step.
+      optimizer: AdamW and its schedule, which begin anew with every iteration.
+      row_length: tokens a row of the forest.
+      iterations: how often the policy becomes the reference, and answers the prompts anew where generation is given.
+      epochs: passes over the examples an iteration; a fraction takes so much of them.
+      generation: how the policy answers the prompts of demonstrations, num_samples=1: an algorithm that learns from
+        pairs then tells its answers from them (GSIL, SPIN). None where the examples are pairs already.
+      truncated: what becomes of a generated answer that reached max_new_tokens without an end: "keep" it as it is, no
+        end token appended, or "drop" its pair.
+      num_rows: rows a batch; None takes a bucket that fits.
+      microbatches: parts over which the gradient of one optimizer step is accumulated.
+      prepare_size: examples that are answered, and scored by the reference, at a time.
+      seed: of the examples' order and of generation.
+      eval_every: steps between evaluations; the first and last state and the ends of iterations are always evaluated.
+      checkpoint_every: steps between checkpoints; the ends of iterations are always saved.
+      keep: checkpoints that stay, besides the best and the ends of iterations.
+      max_bad_steps: so many non-finite gradients in a row end the run with exit code 3.
+      samples_shown: generated answers kept for the report at each iteration.
+      keep_params: whether the parameters that are given can be used afterwards: that is a copy of them more in memory.
+      profile: "3:5" writes a jax.profiler trace of steps 3 and 4; None for none.
+
+    Raises:
+      ValueError: a setting out of range or at odds with another, with both values.
+    """
+
+    folder: str
+    algorithm: str
+    examples_per_step: int
+    optimizer: OptimizerConfig
+    row_length: int
+    iterations: int = 1
+    epochs: float = 1.0
+    generation: SampleConfig | None = None
+    truncated: Literal["keep", "drop"] = "keep"
+    num_rows: int | None = None
+    microbatches: int = 1
+    prepare_size: int = 64
+    seed: int = 0
+    eval_every: int = 100
+    checkpoint_every: int = 100
+    keep: int = 2
+    max_bad_steps: int = 5
+    samples_shown: int = 8
+    keep_params: bool = True
+    profile: str | None = None
+
+    def __post_init__(self):
+        get_algorithm(self.algorithm)
+        _at_least_one(self, "examples_per_step", "row_length", "iterations", "microbatches", "prepare_size")
+        _at_least_one(self, "eval_every", "checkpoint_every", "keep", "max_bad_steps")
+        if not 0 < self.epochs < math.inf:
+            raise ValueError(f"epochs must be above 0, got {self.epochs}")
+        if self.truncated not in ("keep", "drop"):
+            raise ValueError(f"truncated must be 'keep' or 'drop', got {self.truncated!r}")
+        if self.generation is not None and self.generation.num_samples != 1:
+            raise ValueError(
+                f"generation.num_samples={self.generation.num_samples}: one answer a demonstration makes its pair; "
+                "use 1"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
+        traced_steps(self.profile)
+
+    def steps_per_iteration(self, examples: int) -> int:
+        """Optimizer steps in which so many examples are seen `epochs` times."""
+        return max(math.ceil(self.epochs * examples / self.examples_per_step - 1e-9), 1)
+
+
+def _at_least_one(config, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+
+
+def traced_steps(profile: str | None) -> range:
+    """The steps that `profile` asks to trace."""
+    if profile is None:
+        return range(0)
+    first, _, end = profile.partition(":")
+    if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+        raise ValueError(f"profile={profile!r} must be FIRST:END with FIRST < END, such as 3:5")
+    return range(int(first), int(end))

@@ -19,16 +19,16 @@ def fingerprint(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replaces a file by `text`: readers, and a restart after a kill, see the old text or the new one, never a part.
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replaces a file: readers, and a restart after a kill, see the old content or the new one, never a part.
 
     Args:
       path: in an existing folder.
-      text: written as UTF-8; what UTF-8 cannot hold (a lone surrogate) becomes "?".
+      content: a text is written as UTF-8; what UTF-8 cannot hold (a lone surrogate) becomes "?".
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", errors="replace") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content if isinstance(content, bytes) else content.encode("utf-8", errors="replace"))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -1,13 +1,10 @@
 """One step and one evaluation of a run: what `fit` repeats."""
 
-import contextlib
 import dataclasses
 import functools
 import json
 import logging
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from rlalign.algorithms import ALGORITHMS, NEEDS, Algorithm, try_out
 from rlalign.forest import NotEnoughRows
 from rlalign.io.config import RunConfig
 from rlalign.io.mixture import entries_at_step, reward_by_set
+from rlalign.io.session import Clock, RunAborted, Updates
 from rlalign.models.decoder import Decoder
 from rlalign.rewards import score
 from rlalign.rollout import sample
@@ -34,28 +32,6 @@ log = logging.getLogger(__name__)
 EVAL_SEED = 1 << 20  # added to the seed: evaluation draws keys that training never does
 
 
-class RunAborted(SystemExit):
-    """A run that must not go on; leaves with exit code 3 after saying why."""
-
-    def __init__(self, reason: str):
-        print(f"run aborted: {reason}", file=sys.stderr)
-        super().__init__(3)
-        self.reason = reason
-
-
-class Clock:
-    """Seconds by phase of one step."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
-
-
 class Runner:
     """The pure parts of a run, compiled once: one training step, one evaluation."""
 
@@ -65,12 +41,13 @@ class Runner:
         self.config, self.algorithm, self.decoder, self.mesh = config, algorithm, decoder, mesh
         self.prompts, self.guard, self.sample, self.judge = prompts, guard, sampler, judge
         self.eval_prompts = list(eval_prompts)[: config.eval_prompts]
-        self.update = make_train_step(decoder, algorithm, optimizer, mesh=mesh, microbatches=config.microbatches)
+        update = make_train_step(decoder, algorithm, optimizer, mesh=mesh, microbatches=config.microbatches)
+        rate = config.optimizer.learning_rate
+        self.update = Updates(update, max_bad_steps=config.max_bad_steps, learning_rate=rate)
         self.schedule = make_schedule(config.optimizer)
         self.score = make_scorer(decoder, temperature=algorithm.temperature, mesh=mesh)
         self.reference = None if reference is None else self._scorer_of(reference)
         self.parts = config.minibatches * config.microbatches * row_shards(mesh)
-        self.bad_steps = 0
 
     def _scorer_of(self, reference: Params) -> Callable[[Packed], np.ndarray]:
         """packed -> log-probs of the frozen reference, in config.reference_dtype."""
@@ -179,14 +156,7 @@ class Runner:
         for _ in range(self.config.epochs):
             for part in parts:
                 state, metrics = self.update(state, part)
-                metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 skipped += int(metrics["skipped"])
-                self.bad_steps = self.bad_steps + 1 if not np.isfinite(metrics["grad_norm"]) else 0
-                if self.bad_steps >= self.config.max_bad_steps:
-                    raise RunAborted(
-                        f"{self.bad_steps} gradients in a row were not finite: lower the learning rate "
-                        f"({self.config.optimizer.learning_rate}) or look at the rewards; nothing of them was applied"
-                    )
         return state, metrics | {"skipped": skipped}
 
     def _check_rewards(self, rewards: Rewards) -> None:

@@ -2,6 +2,7 @@
 
 from rlalign.train.batch import make_batch, pack_rollouts
 from rlalign.train.mesh import make_mesh, place_params
+from rlalign.train.offline import make_offline_batch
 from rlalign.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from rlalign.train.score import Judge, make_judge, make_rewarder, make_scorer
 from rlalign.train.step import init_state, make_train_step, split_batch
@@ -13,6 +14,7 @@ __all__ = [
     "make_batch",
     "make_judge",
     "make_mesh",
+    "make_offline_batch",
     "make_optimizer",
     "make_rewarder",
     "make_schedule",

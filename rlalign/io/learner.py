@@ -1,0 +1,217 @@
+"""One step of fit_offline and what its iterations prepare: the counterpart of Runner."""
+
+import functools
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rlalign import hosts
+from rlalign.algorithms import ALGORITHMS, Algorithm, try_out
+from rlalign.forest import NotEnoughRows
+from rlalign.io.config import OfflineConfig
+from rlalign.io.data import prompts_at_step
+from rlalign.io.iteration import Examples, Iterations, Prepared, is_truncated
+from rlalign.io.session import Clock, Updates
+from rlalign.models.decoder import Decoder
+from rlalign.train.mesh import row_shards
+from rlalign.train.offline import LEARNT_FROM, RESPONSES, make_offline_batch
+from rlalign.train.optimizer import make_schedule
+from rlalign.train.step import init_state, make_train_step
+from rlalign.types import Batch, Demonstration, Params, TrainState
+
+log = logging.getLogger(__name__)
+_KINDS = "Demonstrations or Preferences"
+
+
+class Learner:
+    """The parts of a run, compiled once: what an iteration prepares, and one training step."""
+
+    def __init__(
+        self, config: OfflineConfig, algorithm: Algorithm, decoder: Decoder, examples, *, optimizer, mesh, sampler
+    ):
+        self.config, self.algorithm, self.decoder, self.examples = config, algorithm, decoder, examples
+        self.optimizer = optimizer
+        update = make_train_step(decoder, algorithm, optimizer, mesh=mesh, microbatches=config.microbatches)
+        rate = config.optimizer.learning_rate
+        self.update = Updates(update, max_bad_steps=config.max_bad_steps, learning_rate=rate)
+        self.schedule = make_schedule(config.optimizer)
+        self.parts = config.microbatches * row_shards(mesh)
+        self.response_length = _longest_response(config, examples)
+        how = {"mesh": mesh, "sampler": sampler, "response_length": self.response_length}
+        self.iterations = Iterations(config, Path(config.folder) / "iterations", decoder, algorithm, **how)
+        self.seconds = 0.0  # of preparing, for the metrics of the next step
+
+    def chosen(self, step: int) -> np.ndarray:
+        """The numbers of a step's examples."""
+        config = self.config
+        return prompts_at_step(len(self.examples), config.examples_per_step, seed=config.seed, step=step)
+
+    def renew(self, state: TrainState) -> TrainState:
+        """The same parameters with an optimizer that begins anew."""
+        return init_state(self.decoder, state.params, self.optimizer, copy=False)._replace(
+            step=state.step, skipped=state.skipped
+        )
+
+    def prepare(self, step: int, length: int, reference: str, params: Callable[[], Params]) -> Prepared:
+        """What the iteration of `step` learns from; see Iterations.prepare."""
+        begin = time.perf_counter()
+        first = step - step % length
+        chosen = np.unique(np.concatenate([self.chosen(s) for s in range(first, first + length)]))
+        prepared = self.iterations.prepare(first // length, self.examples, chosen.tolist(), reference, params)
+        self.seconds = time.perf_counter() - begin
+        return prepared
+
+    def about(self, prepared: Prepared, step: int, samples: Path, decode: Callable | None) -> dict[str, Any]:
+        """Of the generated answers: how long they are, and the shares that have no end or copy the demonstration."""
+        if not prepared.stop:
+            return {}
+        pairs = [prepared.pair(i) for i in prepared.stop]
+        shown = list(prepared.stop)[: self.config.samples_shown]
+        if hosts.first():
+            with samples.open("a", encoding="utf-8") as file:
+                for i in shown:
+                    answer = [int(t) for t in prepared.pair(i).rejected]
+                    cut = is_truncated(prepared, i)
+                    row = {"step": step, "prompt": self.examples[i].prompt.text, "split": "generated"}
+                    row |= {"completion": (decode or str)(answer), "stop": "max_tokens" if cut else "eos"}
+                    file.write(json.dumps(row) + "\n")
+        return {
+            "response_length": float(np.mean([len(pair.rejected) for pair in pairs])),
+            "truncated_share": float(np.mean([is_truncated(prepared, i) for i in prepared.stop])),
+            "copied_share": float(np.mean([np.array_equal(pair.chosen, pair.rejected) for pair in pairs])),
+        }
+
+    def step(self, state: TrainState, step: int, length: int, prepared: Prepared) -> tuple[TrainState, dict[str, Any]]:
+        """One batch of examples and the update from it."""
+        clock = Clock()
+        with clock("pack"):
+            chosen = self.chosen(step)
+            batch = self._batch(chosen, prepared)
+        with clock("update"):
+            state, metrics = self.update(state, batch)
+        if "accuracy" in metrics:  # of pairs; held-out answers have another
+            metrics["pair_accuracy"] = metrics.pop("accuracy")
+        clock.seconds["prepare"], self.seconds = self.seconds, 0.0
+        repeated = sum(_tokens(prepared.examples[i]) for i in chosen)
+        metrics |= {
+            "tokens_stored": int(np.sum(np.asarray(batch.packed.forest.visible_until) > 0)),
+            "tokens_repeated": repeated,
+            "tokens_per_second": repeated / sum(clock.seconds.values()),
+            "learning_rate": float(np.asarray(self.schedule(step % length))),
+            "reference_forwards": self.iterations.forwards,
+        }
+        return state, metrics | {f"seconds_{phase}": value for phase, value in clock.seconds.items()}
+
+    def _batch(self, chosen: np.ndarray, prepared: Prepared) -> Batch:
+        """The batch in num_rows rows, or, where its examples share too little for that, in the next bucket of rows."""
+        ref_logp = None
+        if prepared.ref_logp:
+            ref_logp = np.concatenate([prepared.ref_logp[i] for i in chosen])
+        valid = None
+        if self.config.truncated == "drop":
+            valid = np.array([not is_truncated(prepared, i) for i in chosen])
+        pack = functools.partial(
+            make_offline_batch,
+            self.algorithm,
+            [prepared.examples[i] for i in chosen],
+            row_length=self.config.row_length,
+            parts=self.parts,
+            response_length=self.response_length,
+            ref_logp=ref_logp,
+            valid=valid,
+        )
+        try:
+            return pack(num_rows=self.config.num_rows)
+        except NotEnoughRows as error:
+            log.warning("a batch of another shape, which compiles once: %s", error)
+            return pack(num_rows=None)
+
+
+def _responses(example: Any) -> list[np.ndarray]:
+    return [np.asarray(getattr(example, name)) for name in RESPONSES[type(example)]]
+
+
+def _tokens(example: Any) -> int:
+    """Tokens of an example whose prompt is repeated for every response."""
+    return sum(len(np.asarray(example.prompt)) + len(response) for response in _responses(example))
+
+
+def _longest_response(config: OfflineConfig, examples: Examples) -> int:
+    generated = 0 if config.generation is None else config.generation.max_new_tokens
+    return max(generated, *(len(response) for example in examples for response in _responses(example)))
+
+
+def check_offline(
+    config: OfflineConfig, decoder: Decoder, algorithm: Algorithm, examples: Examples, mesh: Mesh | None
+) -> None:
+    """Refuses, before anything is written or sampled, what would fail later.
+
+    Raises:
+      ValueError: an algorithm, examples, generation and a model that do not go together; what does not fit into a row,
+        the vocabulary or the parts; several processes without a mesh over the devices of all.
+    """
+    named = f"algorithm={config.algorithm!r}"
+    if algorithm.data not in LEARNT_FROM:
+        fitting = ", ".join(name for name, entry in ALGORITHMS.items() if entry.data in LEARNT_FROM)
+        raise ValueError(f"{named} learns from {algorithm.data}: use fit, or one of {fitting}")
+    if not len(examples):
+        raise ValueError("examples is empty: give at least one")
+    kinds = {type(example) for example in examples}
+    if len(kinds) > 1 or not kinds <= set(RESPONSES):
+        raise ValueError(f"examples are {', '.join(sorted(k.__name__ for k in kinds))}: give one kind, {_KINDS}")
+    demonstrations = kinds == {Demonstration}
+    if config.generation is None and LEARNT_FROM[algorithm.data] not in kinds:
+        remedy = "give generation=SampleConfig(1, ...), so that the policy answers for itself" * demonstrations
+        remedy = remedy or "leave out the rejected responses"
+        raise ValueError(
+            f"{named} learns from {algorithm.data}, and the examples are {kinds.pop().__name__}s: {remedy}"
+        )
+    if config.generation is not None and (algorithm.data == "demonstrations" or not demonstrations):
+        what = f"{named} learns from demonstrations alone" if demonstrations else "the examples are pairs already"
+        raise ValueError(f"generation is given, and {what}: leave generation at None")
+    if config.generation is not None and algorithm.score == "reward":
+        raise ValueError(f"{named} trains a reward model, which cannot answer prompts: give Preferences")
+    if jax.process_count() > 1 and (not isinstance(mesh, Mesh) or set(mesh.devices.flat) != set(jax.devices())):
+        raise ValueError(
+            f"{jax.process_count()} processes train as one, on a mesh of all their {jax.device_count()} devices: "
+            "fit_offline(..., mesh=make_mesh(...)) with sizes that multiply to that"
+        )
+    parts = config.microbatches * row_shards(mesh)
+    if parts > config.examples_per_step or (config.num_rows is not None and config.num_rows % parts):
+        raise ValueError(
+            f"examples_per_step={config.examples_per_step} and num_rows={config.num_rows} for {parts} parts "
+            "(microbatches * data * fsdp): give at least as many examples, and rows that divide"
+        )
+    _check_lengths(config, decoder, examples)
+    try_out(algorithm)
+
+
+def _check_lengths(config: OfflineConfig, decoder: Decoder, examples: Examples) -> None:
+    vocab = decoder.config.vocab_size
+    limits = (("row_length", config.row_length), ("the model's max_positions", decoder.config.max_positions))
+    new = 0 if config.generation is None else config.generation.max_new_tokens
+    for number, example in enumerate(examples):
+        prompt, responses = np.asarray(example.prompt), _responses(example)
+        for tokens in (prompt, *responses):
+            if tokens.ndim != 1 or not tokens.size or not 0 <= tokens.min() <= tokens.max() < vocab:
+                raise ValueError(
+                    f"examples[{number}] holds {tokens.dtype}{list(tokens.shape)} {tokens!s:.60}: prompt and responses "
+                    f"are 1-D, not empty, of ids in [0, {vocab})"
+                )
+        need = len(prompt) + max(new, *(len(response) for response in responses))
+        for what, limit in limits:
+            if need > limit:
+                raise ValueError(
+                    f"examples[{number}] needs {need} tokens (prompt {len(prompt)}, the longest response or "
+                    f"max_new_tokens {need - len(prompt)}), and {what} is {limit}: raise it, or drop the example"
+                )
+    beyond = [i for i in (config.generation.eos_ids if config.generation else ()) if not 0 <= i < vocab]
+    if beyond:
+        raise ValueError(f"generation.eos_ids holds {beyond[0]}, the vocabulary has {vocab}")

@@ -1,0 +1,212 @@
+"""What every run does around its steps: continue, save, record, watch for a stop, profile."""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlalign import hosts
+from rlalign.io.checkpoint import Checkpoints, check_same
+from rlalign.io.files import write_atomic
+from rlalign.io.metrics import MetricsLog, progress, read_metrics
+from rlalign.models.decoder import Decoder
+from rlalign.models.lora import frozen, trained
+from rlalign.types import Batch, TrainState
+
+# Settings that touch nothing of a run but, for num_rows, the last bits: they may differ when it is continued.
+HARMLESS = ("folder", "profile", "steps", "num_rows", "reward_workers", "keep", "checkpoint_every", "samples_shown")
+HARMLESS += ("keep_params",)
+
+
+class RunAborted(SystemExit):
+    """A run that must not go on; leaves with exit code 3 after saying why."""
+
+    def __init__(self, reason: str):
+        print(f"run aborted: {reason}", file=sys.stderr)
+        super().__init__(3)
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+      state: after the last step.
+      accuracy: step -> eval_accuracy after that many steps: the share of held-out answers that were right.
+      best_step: where that was highest.
+      folder: with metrics.jsonl, checkpoints/ and report.html.
+    """
+
+    state: TrainState
+    accuracy: dict[int, float]
+    best_step: int
+    folder: Path
+
+
+def result(state: TrainState, folder: Path) -> Result:
+    """What the folder tells of a run that is done."""
+    curve = accuracy_curve(folder)
+    return Result(state, curve, max(curve, key=lambda s: (curve[s], -s), default=int(state.step)), folder)
+
+
+class Clock:
+    """Seconds by phase of one step."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
+
+
+class Updates:
+    """A train step that fetches its metrics, and aborts the run at too many bad gradients in a row.
+
+    Args:
+      update: what make_train_step gives.
+      max_bad_steps: so many gradients in a row that are not finite end the run.
+      learning_rate: named in the error.
+    """
+
+    def __init__(self, update: Callable, *, max_bad_steps: int, learning_rate: float):
+        self.update, self.max_bad_steps, self.learning_rate = update, max_bad_steps, learning_rate
+        self.bad_steps = 0
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        """One optimizer step, and its metrics as floats."""
+        state, metrics = self.update(state, batch)
+        metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        self.bad_steps = self.bad_steps + 1 if not np.isfinite(metrics["grad_norm"]) else 0
+        if self.bad_steps >= self.max_bad_steps:
+            raise RunAborted(
+                f"{self.bad_steps} gradients in a row were not finite: lower the learning rate "
+                f"({self.learning_rate}) or look at the data and rewards; nothing of them was applied"
+            )
+        return state, metrics
+
+
+def resume(
+    checkpoints: Checkpoints, state: TrainState, saved: Mapping[str, Any], allow_change: Sequence[str]
+) -> tuple[TrainState, dict[str, Any]]:
+    """The newest intact state and its meta, if it belongs to this run; the given one and step 0 where there is none."""
+    if checkpoints.latest() is None:
+        return state, {"step": 0}
+    check = lambda meta: check_same(meta["config"], saved, allow=(*HARMLESS, *allow_change))
+    return restore(checkpoints, None, state, check=check)
+
+
+def restore(
+    checkpoints: Checkpoints, step: int | None, state: TrainState, *, check: Callable | None = None
+) -> tuple[TrainState, dict[str, Any]]:
+    """Checkpoints.restore of a whole state: of an adapted model the adapter alone is saved."""
+    found, meta = checkpoints.restore(step, state._replace(params=trained(state.params)), check=check)
+    return found._replace(params={**frozen(state.params), **found.params}), meta
+
+
+def save_step(
+    checkpoints: Checkpoints, step: int, state: TrainState, meta: Mapping[str, Any], *, best: float | None
+) -> None:
+    """Save the step, unless a run that was killed here did, and mark it where its accuracy is the best so far."""
+    # Absent, or damaged. Asked together: a file system may show a folder to one host before another.
+    if hosts.agree(checkpoints.problem(step) is not None):
+        checkpoints.save(step, state._replace(params=trained(state.params)), meta)
+    if best is not None:
+        checkpoints.mark_best(step, best)
+
+
+@contextlib.contextmanager
+def recorder(
+    folder: Path, steps: int, start: int, about: Mapping[str, Any]
+) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+    """A function that writes and shows the metrics of a step; among several processes the first one's alone."""
+    if not hosts.first():
+        yield lambda step, metrics: None
+        return
+    write_atomic(folder / "config.json", json.dumps(about, indent=1))
+    _keep_samples_before(folder / "samples.jsonl", start)
+    with MetricsLog(folder / "metrics.jsonl", resume_step=start) as log, progress(steps, start) as show:
+
+        def record(step: int, metrics: dict[str, Any]) -> None:
+            log.write(step, metrics)
+            if step < steps:
+                show(metrics)
+
+        yield record
+
+
+def about_run(config: Mapping[str, Any], decoder: Decoder) -> dict:
+    """The configuration and what it ran on, for the report."""
+    size = jax.eval_shape(decoder.init, 0)
+    parameters = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(size))
+    return {
+        **config,
+        "model": f"{decoder.config.layers} layers, width {decoder.config.width}, {parameters:,} parameters",
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": {"python": sys.version.split()[0], "jax": jax.__version__},
+    }
+
+
+def accuracy_curve(folder: Path) -> dict[int, float]:
+    """step -> eval_accuracy, from the metrics written so far."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    return {row["step"]: row["eval_accuracy"] for row in rows if row.get("eval_accuracy") is not None}
+
+
+def best_accuracy(folder: Path) -> float:
+    """The highest of them, -1 where there is none."""
+    return max(accuracy_curve(folder).values(), default=-1.0)
+
+
+def _keep_samples_before(path: Path, step: int) -> None:
+    """Drop the samples of steps that will be done again."""
+    if path.exists():
+        kept = [row for row in read_metrics(path) if row["step"] < step]
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+@contextlib.contextmanager
+def profiler(folder: Path, steps: range) -> Iterator[Callable[[int], None]]:
+    """A function to call at the beginning of every step; the trace is written at the end of `steps`, or of the run."""
+    running = False
+
+    def at(step: int) -> None:
+        nonlocal running
+        if (step in steps) != running:
+            if running:
+                jax.profiler.stop_trace()
+            else:
+                jax.profiler.start_trace(str(folder))
+            running = not running
+
+    try:
+        yield at
+    finally:
+        if running:
+            jax.profiler.stop_trace()
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[list[int]]:
+    """A list that SIGTERM makes non-empty: the loop saves at the next step boundary and leaves with exit code 0."""
+    asked: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    except ValueError:  # not the main thread: whoever owns it handles signals
+        yield asked
+        return
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
