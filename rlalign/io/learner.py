@@ -16,8 +16,8 @@ from rlalign import hosts
 from rlalign.algorithms import ALGORITHMS, Algorithm, try_out
 from rlalign.forest import NotEnoughRows
 from rlalign.io.config import OfflineConfig
-from rlalign.io.data import prompts_at_step
 from rlalign.io.iteration import Examples, Iterations, Prepared, is_truncated
+from rlalign.io.mixture import entries_at_step
 from rlalign.io.session import Clock, Updates
 from rlalign.models.decoder import Decoder
 from rlalign.train.mesh import row_shards
@@ -51,7 +51,7 @@ class Learner:
     def chosen(self, step: int) -> np.ndarray:
         """The numbers of a step's examples."""
         config = self.config
-        return prompts_at_step(len(self.examples), config.examples_per_step, seed=config.seed, step=step)
+        return entries_at_step(self.examples, config.examples_per_step, seed=config.seed, step=step)
 
     def renew(self, state: TrainState) -> TrainState:
         """The same parameters with an optimizer that begins anew."""

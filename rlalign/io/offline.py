@@ -29,6 +29,7 @@ from rlalign.io.files import fingerprint
 from rlalign.io.identity import everywhere, run_identity
 from rlalign.io.iteration import Examples, Prepared, tokens_sha256
 from rlalign.io.learner import Learner, check_offline
+from rlalign.io.mixture import Mixture
 from rlalign.io.report import write_report
 from rlalign.io.session import (
     Result,
@@ -99,7 +100,10 @@ def fit_offline(
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     prompts = [example.prompt for example in examples]
-    known = run_identity(decoder, algorithm, params, prompts, None) | {"examples_sha256": tokens_sha256(examples)}
+    known = run_identity(decoder, algorithm, params, prompts, None) | {
+        "examples_sha256": tokens_sha256(examples),
+        "mixture": examples.recipe() if isinstance(examples, Mixture) else None,
+    }
     saved = json.loads(json.dumps(dataclasses.asdict(config) | known))
     hosts.check_same_everywhere(saved | everywhere(prompts, [], mesh))
     hosts.check_shared(folder)
