@@ -9,8 +9,8 @@
 
 As in RLHF: a policy imitates demonstrations (sums of numbers below 100, of which 75% have a wrong digit). A reward
 model, begun from that policy or smaller and from nothing, learns from pairs of a right and a wrong answer (a digit is
-another, or the whole answer is another's) to problems that the policy is never asked. Then the policy learns from that model alone. What is measured is the truth: the share
-of right answers to held-out problems, by a verifier.
+another, or the whole answer is another sum's) to problems that the policy is never asked. Then the policy learns from
+that model alone. What is measured is the truth: the share of right answers to held-out problems, by a verifier.
 
 Reward models, REWARDS, differ in size and in the share of pairs that are labelled the wrong way round. Distortions,
 DISTORTIONS, are applied to the rewards of a good model; all but `saturated` increase strictly, and where no two
