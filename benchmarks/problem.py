@@ -77,12 +77,18 @@ def sequences(shape: Shape, seed: int = 0, vocab: int = MODEL.vocab_size) -> tup
 
 
 def batch(shape: Shape, *, row_length: int, seed: int = 0, vocab: int = MODEL.vocab_size, parts: int = 1) -> ra.Batch:
-    """The batch of one update, on-policy; rows of prompt + response tokens hold one sample each and share nothing."""
+    """The batch of one update, on-policy; rows of prompt + response tokens hold one sample each and share nothing.
+
+    Two samples a prompt are also a pair, with log-probs of a reference.
+    """
     prompts, responses = sequences(shape, seed, vocab)
     whole = [np.concatenate([prompts[i // shape.samples], r]) for i, r in enumerate(responses)]
     packed = ra.pack(whole, row_length=row_length, response_start=[shape.prompt] * len(whole), parts=parts)
     advantage = np.random.default_rng(seed + 1).normal(size=len(whole)).astype(np.float32)
-    return ra.Batch(packed, advantage=advantage)
+    if shape.samples != 2:
+        return ra.Batch(packed, advantage=advantage)
+    pair = np.arange(len(whole), dtype=np.int32).reshape(-1, 2)
+    return ra.Batch(packed, advantage=advantage, ref_logp=np.zeros(packed.mask.shape, np.float32), pair=pair)
 
 
 def update_flops(config: ra.ModelConfig, shape: Shape, *, shared: bool) -> float:

@@ -25,7 +25,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +35,7 @@ import tyro
 
 import rlalign as ra
 from rlalign.envs import sums
+from rlalign.io.comparison import write_comparison
 from rlalign.io.files import fingerprint, write_atomic
 from rlalign.io.metrics import read_metrics
 from rlalign.train import make_rewarder
@@ -219,8 +220,7 @@ def one_run(config: GprsRewardQuality) -> dict:
     """Warm up, train the reward model, reinforce; what exists of it is taken from the folder."""
     policy = warm_policy(config)
     decoder, params, quality = reward_model(config, policy)
-    name = f"{config.algorithm}-{config.reward}" + f"-{config.distortion}" * (config.distortion != "none")
-    folder = Path(config.folder, f"seed{config.seed}", name)
+    folder = run_folder(config, dataclasses.asdict(config))
     done = folder / "result.json"
     if done.is_file():
         return json.loads(done.read_text())
@@ -292,6 +292,36 @@ def grid(config: GprsRewardQuality) -> list[GprsRewardQuality]:
     return [*runs[: len(runs) // config.seeds], *distorted, *runs[len(runs) // config.seeds :]]
 
 
+def write_page(config: GprsRewardQuality, results: Sequence[dict]) -> Path:
+    """Curves and final accuracies by reward model, then by distortion."""
+    quality = {
+        name: np.mean(
+            [r["reward_model_accuracy"] for r in results if r["reward"] == name and r["distortion"] == "none"]
+        )
+        for name in REWARDS
+    }
+    groups = {f"{name}: {value:.1%} of held-out pairs right": {"reward": name} for name, value in quality.items()}
+    groups |= {f"good, rewards {name}": {"distortion": name} for name in DISTORTIONS if name != "none"}
+    shown = {}
+    for title, which in groups.items():
+        chosen = [r for r in results if all(r[key] == value for key, value in {"distortion": "none", **which}.items())]
+        shown[title] = {
+            name: [run_folder(config, r) for r in chosen if r["algorithm"] == name]
+            for name in ALGORITHMS
+            if any(r["algorithm"] == name for r in chosen)
+        }
+    note = f"Held-out accuracy by a verifier, of policies that learnt from a reward model alone; {config.steps} steps."
+    return write_comparison(config.folder, "GPRS and the quality of rewards", shown, note=note)
+
+
+def run_folder(config: GprsRewardQuality, settings: Mapping) -> Path:
+    """Where a run lies."""
+    name = f"{settings['algorithm']}-{settings['reward']}"
+    if settings["distortion"] != "none":
+        name += f"-{settings['distortion']}"
+    return Path(config.folder, f"seed{settings['seed']}", name)
+
+
 def main(config: GprsRewardQuality) -> dict:
     """One run, or all of them."""
     if not config.sweep:
@@ -310,6 +340,7 @@ def main(config: GprsRewardQuality) -> dict:
             flush=True,
         )
     write_atomic(Path(config.folder, "results.json"), json.dumps(results, indent=1))
+    write_page(config, results)
     return {"experiment": "gprs_reward_quality", "runs": len(results), "folder": config.folder}
 
 

@@ -34,6 +34,7 @@ import tyro
 
 import rlalign as ra
 from rlalign.envs import sums
+from rlalign.io.comparison import write_comparison
 from rlalign.io.files import fingerprint, write_atomic
 from rlalign.io.metrics import read_metrics
 from rlalign.io.session import Result
@@ -223,6 +224,14 @@ def main(config: GsilSelfImitation) -> dict:
             curve = " ".join(f"{value:.3f}" for value in results[-1]["accuracy"])
             print(f"seed {seed} {method}: {curve} in {results[-1]['seconds']} s", file=sys.stderr, flush=True)
     write_atomic(Path(config.folder, "results.json"), json.dumps(results, indent=1))
+    seeds = range(config.seeds)
+    folders = {method: [f"{config.folder}/seed{seed}/{method}" for seed in seeds] for method in METHODS}
+    links = {name: folders[name] for name in METHODS if name.startswith("gsil")}
+    others = {name: folders[name] for name in ("gsil_bernoulli", "sft", "spin", "dpo")}
+    for metric, name in (("eval_accuracy", "sampled"), ("eval_greedy", "greedy")):
+        Path(config.folder, name).mkdir(exist_ok=True)
+        groups = {f"links, {name} answers": links, f"other methods, {name} answers": others}
+        write_comparison(Path(config.folder, name), "GSIL from demonstrations alone", groups, metric=metric)
     return {"experiment": "gsil_self_imitation", "runs": len(results), "folder": config.folder}
 
 

@@ -27,6 +27,12 @@ _CHARTS = {
     "Learning": (
         ("Reward", "", "mean of a step", "reward"),
         ("Loss", "", "", "loss"),
+        ("Pairs told apart", "%", "the better one above the other", "pair_accuracy"),
+        ("Margin", "", "of the better over the other", "margin"),
+        ("Real answers", "", "f = scale L + shift", "logit_real"),
+        ("Generated answers", "", "f = scale L + shift", "logit_generated"),
+        ("Held-out pairs", "%", "told apart", "eval_pair_accuracy"),
+        ("Held-out perplexity", "", "", "eval_perplexity"),
         ("Entropy", "", "nats a token", "entropy"),
         ("KL to the reference", "", "nats", "kl"),
         ("Off-policy distance", "", "largest |ratio − 1|", "ratio_error"),
@@ -216,7 +222,7 @@ def _figure(title: str, note: str, drawing: str, series: Sequence[Series], unit:
 
 def _samples(samples: Rows) -> str:
     """The same prompts at the first and the last step that has samples, in the order of the file: none is picked."""
-    split = "eval" if any(s.get("split") == "eval" for s in samples) else "train"
+    split = next((name for name in ("eval", "generated") if any(s.get("split") == name for s in samples)), "train")
     chosen = [s for s in samples if s.get("split", "train") == split]
     if not chosen:
         return ""
@@ -232,7 +238,8 @@ def _samples(samples: Rows) -> str:
         for prompt in prompts[:_SAMPLES_SHOWN]
     )
     shown = min(len(prompts), _SAMPLES_SHOWN)
-    note = f"{'Held-out' if split == 'eval' else 'Training'} prompts, the first {shown} of {len(prompts)} in the file."
+    kind = {"eval": "Held-out prompts", "generated": "Generated answers to prompts of demonstrations"}
+    note = f"{kind.get(split, 'Training prompts')}, the first {shown} of {len(prompts)} in the file."
     columns = "".join(f'<th scope="col">{head}</th>' for head in heads)
     return (
         f'<section><h2>Samples</h2><div class="card samples"><p class="note">{note}</p>'
@@ -249,10 +256,13 @@ def _sample(sample: Mapping[str, Any] | None, head: str) -> str:
     shown = number(reward) if isinstance(reward, int | float) else "no reward"
     cut = '<span class="tag">truncated</span>' if sample.get("stop") == "max_tokens" else ""
     tone, mark = ("right", "✓") if right else ("wrong", "✗")
+    if "reward" not in sample and "correct" not in sample:  # nobody judged it
+        tone = mark = ""
+    verdict = f'<span class="tag {tone}">{mark} {shown}</span>' if mark else ""
     completion = _text(sample.get("completion", ""))
     return (
         f'<td data-head="{head}"><div class="answer"><pre dir="auto" class="{tone}">{completion}</pre>'
-        f'<p><span class="tag {tone}">{mark} {shown}</span>{cut}</p></div></td>'
+        f"<p>{verdict}{cut}</p></div></td>"
     )
 
 

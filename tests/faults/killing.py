@@ -1,0 +1,54 @@
+"""Starts an experiment in a process of its own, waits for something it does, kills it, and reads what it said."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def start(experiment: str, flags: Mapping[str, object], cache: pathlib.Path) -> subprocess.Popen:
+    """The experiment with these flags."""
+    command = [sys.executable, str(ROOT / "experiments" / f"{experiment}.py")]
+    for name, value in flags.items():
+        command += [f"--{name}", str(value)]
+    # What one process compiled the next one loads: starting is most of the time here.
+    cached = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    environment = {**os.environ, **cached, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> dict:
+    """The result of a process that ends well."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Returns as soon as it did, while the process runs."""
+    while not happened():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.002)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """With -9, while it runs."""
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9, "the run ended before it was killed"
+
+
+def lines(path: pathlib.Path) -> int:
+    """How many whole lines a file has, 0 where there is none."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def logged(run: pathlib.Path, names: tuple[str, ...]) -> list[dict]:
+    """These metrics of every step."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: row.get(key) for key in ("step", *names)} for row in rows]
