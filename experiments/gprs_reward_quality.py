@@ -3,6 +3,7 @@
     python experiments/gprs_reward_quality.py                                  # one run: gprs, a good reward model
     python experiments/gprs_reward_quality.py --algorithm grpo --reward noise40 --seed 2
     python experiments/gprs_reward_quality.py --distortion heavy               # rewards cubed: gprs must not notice
+    python experiments/gprs_reward_quality.py --reward rule                    # +1 or -1 by the verifier, no model
     python experiments/gprs_reward_quality.py --sweep                          # all runs, and the page of results
     python experiments/gprs_reward_quality.py --preset smoke                   # a few steps, for the machinery
     rlalign plan experiments/plans/gprs_tldr.toml --topology v5p:2x2x1         # the paper's, planned: see README
@@ -71,6 +72,7 @@ DISTORTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "saturated": lambda r: np.round(np.tanh(r), 1),  # ties: not strictly increasing
 }
 ALGORITHMS = ("gprs", "gprs_weight", "grpo", "rloo")
+BY_RULE = ("gprs", "grpo", "reinforce_pp")  # the paper's reasoning run: reward +1 or -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +84,8 @@ class GprsRewardQuality:
       sweep: all algorithms, reward models and `seeds`, the distortions with seed 0; finished runs are not repeated.
     """
 
-    algorithm: Literal["gprs", "gprs_weight", "grpo", "rloo"] = "gprs"
-    reward: Literal["good", "noise20", "noise40", "medium", "small"] = "good"
+    algorithm: Literal["gprs", "gprs_weight", "grpo", "rloo", "reinforce_pp"] = "gprs"
+    reward: Literal["good", "noise20", "noise40", "medium", "small", "rule"] = "good"
     distortion: Literal["none", "scaled", "shifted", "heavy", "saturated"] = "none"
     seed: int = 0
     preset: Literal["smoke", "laptop"] = "laptop"
@@ -194,6 +196,11 @@ def reward_model(config: GprsRewardQuality, policy) -> tuple[ra.Decoder, ra.type
     return decoder, done.state.params, pair_accuracy(decoder, done.state.params, held_out)
 
 
+def signed(completion: str, example: dict) -> float:
+    """1.0 for the right answer, -1.0 for any other."""
+    return 2 * sums.exact(completion, example) - 1
+
+
 @dataclasses.dataclass
 class DistortedJudge:
     """A judge whose rewards are distorted; counts the ties that this makes within groups, in float32."""
@@ -219,12 +226,14 @@ def distinct(values: np.ndarray) -> int:
 def one_run(config: GprsRewardQuality) -> dict:
     """Warm up, train the reward model, reinforce; what exists of it is taken from the folder."""
     policy = warm_policy(config)
-    decoder, params, quality = reward_model(config, policy)
+    judge, quality = None, None
+    if config.reward != "rule":
+        decoder, params, quality = reward_model(config, policy)
+        judge = DistortedJudge(ra.make_judge(decoder, params, row_length=ROW), config.distortion)
     folder = run_folder(config, dataclasses.asdict(config))
     done = folder / "result.json"
     if done.is_file():
         return json.loads(done.read_text())
-    judge = DistortedJudge(ra.make_judge(decoder, params, row_length=ROW), config.distortion)
     group = sums.PROMPT_TOKENS + SAMPLING.num_samples * sums.ANSWER_TOKENS
     run = ra.RunConfig(
         folder=str(folder),
@@ -253,7 +262,7 @@ def one_run(config: GprsRewardQuality) -> dict:
         params=policy,
         prompts=sums.problems("policy"),
         eval_prompts=sums.problems("held-out"),
-        reward=sums.exact,
+        reward=signed,
         decode=sums.decode,
         judge=judge,
         algorithm=dataclasses.replace(ra.ALGORITHMS[config.algorithm], kl_coef=config.kl_coef),
@@ -267,7 +276,7 @@ def one_run(config: GprsRewardQuality) -> dict:
         "accuracy_before": result.accuracy[0],
         "accuracy_after": result.accuracy[config.steps],
         "kl": next((row["kl"] for row in reversed(rows) if "kl" in row), None),
-        "new_ties": judge.new_ties,
+        "new_ties": judge and judge.new_ties,
         "curve_sha256": fingerprint([np.array([row.get("loss", 0.0), row.get("grad_norm", 0.0)]) for row in rows]),
         "params_sha256": fingerprint(result.state.params),
         "seconds": round(time.perf_counter() - begin, 1),
@@ -289,7 +298,8 @@ def grid(config: GprsRewardQuality) -> list[GprsRewardQuality]:
         for algorithm in ALGORITHMS
     ]
     distorted = [change(distortion=d, algorithm=a) for d in DISTORTIONS if d != "none" for a in ("gprs", "grpo")]
-    return [*runs[: len(runs) // config.seeds], *distorted, *runs[len(runs) // config.seeds :]]
+    by_rule = [change(seed=seed, reward="rule", algorithm=a) for seed in range(config.seeds) for a in BY_RULE]
+    return [*runs[: len(runs) // config.seeds], *distorted, *runs[len(runs) // config.seeds :], *by_rule]
 
 
 def write_page(config: GprsRewardQuality, results: Sequence[dict]) -> Path:
@@ -301,13 +311,14 @@ def write_page(config: GprsRewardQuality, results: Sequence[dict]) -> Path:
         for name in REWARDS
     }
     groups = {f"{name}: {value:.1%} of held-out pairs right": {"reward": name} for name, value in quality.items()}
+    groups["by rule: +1 or -1"] = {"reward": "rule"}
     groups |= {f"good, rewards {name}": {"distortion": name} for name in DISTORTIONS if name != "none"}
     shown = {}
     for title, which in groups.items():
         chosen = [r for r in results if all(r[key] == value for key, value in {"distortion": "none", **which}.items())]
         shown[title] = {
             name: [run_folder(config, r) for r in chosen if r["algorithm"] == name]
-            for name in ALGORITHMS
+            for name in (*ALGORITHMS, "reinforce_pp")
             if any(r["algorithm"] == name for r in chosen)
         }
     note = f"Held-out accuracy by a verifier, of policies that learnt from a reward model alone; {config.steps} steps."
