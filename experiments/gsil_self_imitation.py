@@ -116,7 +116,8 @@ def shown(config: GsilSelfImitation) -> list[int]:
 
 def imitate(config: GsilSelfImitation, decoder: ra.Decoder) -> ra.types.Params:
     """The policy that every method begins with."""
-    examples = [sums.demonstrations("train")[i] for i in shown(config)]
+    every = sums.demonstrations("train")
+    examples = [every[i] for i in shown(config)]
     steps, size = config.sft_steps, config.examples_per_step
     run = ra.OfflineConfig(
         folder=f"{config.folder}/seed{config.seed}/start",
@@ -155,8 +156,8 @@ def algorithm(config: GsilSelfImitation) -> ra.Algorithm:
 def improve(config: GsilSelfImitation, decoder: ra.Decoder, params) -> Result:
     """The iterations of the method."""
     answers = config.method not in ("sft", "dpo")
-    kind = sums.preferences if config.method == "dpo" else sums.demonstrations
-    examples = [kind("train")[i] for i in shown(config)]
+    every = sums.preferences("train") if config.method == "dpo" else sums.demonstrations("train")
+    examples = [every[i] for i in shown(config)]
     run = ra.OfflineConfig(
         folder=f"{config.folder}/seed{config.seed}/{config.method}",
         algorithm=config.method,
