@@ -1,4 +1,4 @@
-"""Starts an experiment in a process of its own, waits for something it does, kills it, and reads what it said."""
+"""Starts a script in a process of its own, waits for something it does, kills it, and reads what it said."""
 
 import json
 import os
@@ -9,16 +9,17 @@ import time
 from collections.abc import Callable, Mapping
 
 ROOT = pathlib.Path(__file__).parents[2]
+PATH = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
 
 
-def start(experiment: str, flags: Mapping[str, object], cache: pathlib.Path) -> subprocess.Popen:
-    """The experiment with these flags."""
-    command = [sys.executable, str(ROOT / "experiments" / f"{experiment}.py")]
+def start(script: str, flags: Mapping[str, object], cache: pathlib.Path) -> subprocess.Popen:
+    """A script of the repository with these flags."""
+    command = [sys.executable, str(ROOT / script)]
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
     # What one process compiled the next one loads: starting is most of the time here.
     cached = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
-    environment = {**os.environ, **cached, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, **cached, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": PATH}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -25,7 +25,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, cache):
     run = tmp_path_factory.mktemp("whole") / "run"
-    return finish(start("quickstart", {"run": run, **SMALL}, cache)), logged(run, SAME)
+    return finish(start("experiments/quickstart.py", {"run": run, **SMALL}, cache)), logged(run, SAME)
 
 
 @pytest.mark.parametrize("number", range(KILLS))
@@ -33,12 +33,12 @@ def test_killed_run_ends_in_the_same_bits(number, uninterrupted, tmp_path, cache
     result, rows = uninterrupted
     draw = random.Random(number)
     run = tmp_path / "run"
-    process = start("quickstart", {"run": run, **SMALL}, cache)
+    process = start("experiments/quickstart.py", {"run": run, **SMALL}, cache)
     step = draw.randrange(STEPS - 2)
     wait_until(lambda: lines(run / "metrics.jsonl") > step, process)
     time.sleep(draw.random() * 0.1)  # somewhere in rollout, reward, pack, update, save or the metrics' write
     kill(process)
-    again = finish(start("quickstart", {"run": run, **SMALL}, cache))
+    again = finish(start("experiments/quickstart.py", {"run": run, **SMALL}, cache))
     assert again["params_sha256"] == result["params_sha256"]
     assert logged(run, SAME) == rows
     assert [row["step"] for row in rows] == list(range(STEPS + 1))

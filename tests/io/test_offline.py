@@ -13,6 +13,7 @@ from rlalign.envs import sums
 from rlalign.io.checkpoint import ConfigMismatch
 from rlalign.io.data import prompts_at_step
 from rlalign.io.files import fingerprint
+from rlalign.io.iteration import _read
 from rlalign.io.metrics import read_metrics
 from rlalign.train import make_rewarder
 from rlalign.train.offline import pack_examples
@@ -155,7 +156,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(whole, tmp_path, evaluatio
     check_same_end(run, whole)
 
 
-@pytest.mark.parametrize("harm", ["lost", "damaged", "of another run"])
+@pytest.mark.parametrize("harm", ["lost", "damaged"])
 def test_files_of_an_iteration_are_made_anew_from_its_checkpoint(whole, tmp_path, harm):
     run = dataclasses.replace(whole[0], folder=str(tmp_path))
     stopped(run, 4)
@@ -163,12 +164,18 @@ def test_files_of_an_iteration_are_made_anew_from_its_checkpoint(whole, tmp_path
     content = file.read_bytes()
     if harm == "lost":
         file.unlink()
-    elif harm == "damaged":
-        file.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
     else:
-        file.write_bytes((tmp_path / "iterations" / "0" / "00000000.npz").read_bytes())
+        file.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
     check_same_end(run, whole)
     assert file.read_bytes() == content
+
+
+def test_a_file_that_was_made_from_something_else_is_not_taken(whole):
+    file = Path(whole[0].folder, "iterations", "0", "00000000.npz")
+    with np.load(file) as found:
+        made_from = str(found["made_from"])
+    assert set(_read(file, made_from) or ()) == {"token", "length", "stop", "ref_logp"}
+    assert _read(file, made_from[::-1]) is None
 
 
 def test_without_that_checkpoint_the_run_says_what_to_do(whole, tmp_path):
@@ -202,14 +209,13 @@ def test_imitation_raises_the_likelihood_of_the_demonstrations(tmp_path):
     assert not (tmp_path / "iterations").exists()
 
 
-@pytest.mark.parametrize("algorithm", ["dpo", "simpo", "kto"])
+@pytest.mark.parametrize("algorithm", ["dpo", "kto"])
 def test_preferences_are_learnt(tmp_path, algorithm):
     result = fit(plain(tmp_path, algorithm), examples=PAIRS)
     packed = pack_examples(PAIRS, row_length=32)
     margins = [ra.make_scorer(DECODER)(weights, packed).sum(axis=1) for weights in (params(), result.state.params)]
     gained = np.subtract(*[m.reshape(-1, 2) for m in reversed(margins)])
     assert np.mean(gained[:, 0] - gained[:, 1]) > 0.1
-    assert (tmp_path / "iterations").exists() == (algorithm != "simpo")
 
 
 def test_a_reward_model_is_trained(tmp_path):
@@ -289,9 +295,8 @@ def test_a_fraction_of_an_epoch_answers_only_what_it_sees(tmp_path):
         assert len(file["stop"]) == 8
 
 
-@pytest.mark.parametrize("sizes", [{"data": 2}, {"fsdp": 2, "tensor": 2}], ids=str)
-def test_a_mesh_gives_the_same(tmp_path, whole, sizes):
-    mesh = ra.make_mesh(**sizes)
+def test_a_mesh_gives_the_same(tmp_path, whole):
+    mesh = ra.make_mesh(fsdp=2, tensor=2)
     run = dataclasses.replace(whole[0], folder=str(tmp_path), iterations=1)
     result = fit(run, start=ra.place_params(params(), mesh), mesh=mesh)
     alone = [row["loss"] for row in rows(whole[0])[:3]]
