@@ -4,7 +4,6 @@
     python experiments/gsil_self_imitation.py --method spin --seed 1
     python experiments/gsil_self_imitation.py --sweep                          # all methods and seeds
     python experiments/gsil_self_imitation.py --preset smoke                   # a few steps, for the machinery
-    python experiments/gsil_self_imitation.py --demonstrations FILE.jsonl --model FOLDER      # a model of your own
 
 A policy first imitates right answers to some sums of two numbers below 100. Then it goes on from the same
 demonstrations for three iterations: by more imitation (sft), by telling them from what it answers itself (gsil_* with
