@@ -54,7 +54,7 @@ def fit(
     params: Params,
     prompts: Sequence[Prompt],
     eval_prompts: Sequence[Prompt],
-    reward: Callable[[Any, dict], float],
+    reward: Callable[[Any, dict], float] | None = None,
     decode: Callable[[list[int]], str] | None = None,
     algorithm: Algorithm | None = None,
     sampler: Sampler = sample,
@@ -70,14 +70,16 @@ def fit(
         config.keep_params=False the run uses the arrays up.
       prompts: to train on, each once an epoch; or several sets of them, mixed by weights (`mix`).
       eval_prompts: held out; evaluated with seeds of their own, before, between and after.
-      reward: (completion, example) -> number, a plain top-level function, run in killable worker processes.
+      reward: (completion, example) -> number, a plain top-level function, run in killable worker processes. None where
+        a judge is all there is: then no accuracy is counted, and no checkpoint is the best.
       decode: token ids -> text; None hands the ids to the reward.
       algorithm: in place of ALGORITHMS[config.algorithm].
       sampler: what answers prompts, called as `sample` is: an outside engine (engine_sampler), or one of your own. Its
         log-probs are not the trainer's, so config.recompute_logp must be set.
-      judge: rewards of training samples in place of `reward`, which then counts the held-out answers alone: a reward
-        model (make_judge), or a function of your own, (prompts, rollouts) -> f[N], NaN where there is none. Of several
-        processes each calls it, and each must get the same.
+      judge: rewards of training samples in place of `reward`, which then counts the held-out answers alone, beside
+        eval_judge, the judge's mean: a reward model (make_judge), a judge that compares answers (make_pairwise_judge),
+        or a function of your own, (prompts, rollouts) -> f[N], NaN where there is none. Of several processes each
+        calls it, and each must get the same.
       mesh: see make_mesh; `params` must lie on it.
       allow_change: dotted names of settings that may differ from those that the run in config.folder was started with.
         What does not touch the numbers (HARMLESS) always may.
@@ -92,6 +94,8 @@ def fit(
     """
     algorithm = resolve(config, algorithm or ALGORITHMS[config.algorithm])
     check_run(config, decoder, prompts, eval_prompts, mesh, sampler)
+    if reward is None and judge is None:
+        raise ValueError("nothing says what is good: give reward=, a function of an answer, or judge=, a reward model")
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     reference = without_lora(params) if algorithm.needs_reference else None
@@ -101,9 +105,10 @@ def fit(
     hosts.check_shared(folder)
     optimizer = make_optimizer(config.optimizer)
     with hosts.failing_together(f"{folder} has checkpoints"), contextlib.ExitStack() as stack:
-        guard = stack.enter_context(
-            RewardGuard(reward, workers=config.reward_workers, time_limit=config.reward_limit, decode=decode)
-        )
+        guard = None
+        if reward is not None:
+            limits = {"workers": config.reward_workers, "time_limit": config.reward_limit}
+            guard = stack.enter_context(RewardGuard(reward, decode=decode, **limits))
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep))
         # A reference of the policy's own dtype is the caller's arrays: the first step must not use them up.
         shared = reference is not None and config.reference_dtype in (None, decoder.config.dtype)
@@ -111,7 +116,14 @@ def fit(
         state, found = resume(checkpoints, fresh, saved, allow_change)
         start = found["step"]
         del fresh  # a resumed run needs it no more
-        how = {"optimizer": optimizer, "mesh": mesh, "guard": guard, "sampler": sampler, "judge": judge}
+        how = {
+            "optimizer": optimizer,
+            "mesh": mesh,
+            "guard": guard,
+            "sampler": sampler,
+            "judge": judge,
+            "decode": decode,
+        }
         run = Runner(config, algorithm, decoder, reference, prompts, eval_prompts, **how)
         compiles, highest = CompileCounter(), hosts.of_first(best_accuracy(folder))
         record = stack.enter_context(recorder(folder, config.steps, start, about_run(saved, decoder)))

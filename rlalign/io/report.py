@@ -31,6 +31,7 @@ _CHARTS = {
         ("Margin", "", "of the better over the other", "margin"),
         ("Real answers", "", "f = scale L + shift", "logit_real"),
         ("Generated answers", "", "f = scale L + shift", "logit_generated"),
+        ("Held-out answers, by the judge", "", "its mean reward", "eval_judge"),
         ("Held-out pairs", "%", "told apart", "eval_pair_accuracy"),
         ("Held-out perplexity", "", "", "eval_perplexity"),
         ("Entropy", "", "nats a token", "entropy"),

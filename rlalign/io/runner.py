@@ -24,7 +24,7 @@ from rlalign.rollout import sample
 from rlalign.train.batch import MAX_LOG_WEIGHT, make_batch
 from rlalign.train.mesh import AnyMesh, row_shards
 from rlalign.train.optimizer import make_schedule
-from rlalign.train.score import make_scorer
+from rlalign.train.score import Judge, make_scorer
 from rlalign.train.step import make_train_step, split_batch
 from rlalign.types import Batch, Packed, Params, Rewards, Rollouts, StopReason, TrainState
 
@@ -36,10 +36,24 @@ class Runner:
     """The pure parts of a run, compiled once: one training step, one evaluation."""
 
     def __init__(
-        self, config, algorithm, decoder, reference, prompts, eval_prompts, *, optimizer, mesh, guard, sampler, judge
+        self,
+        config,
+        algorithm,
+        decoder,
+        reference,
+        prompts,
+        eval_prompts,
+        *,
+        optimizer,
+        mesh,
+        guard,
+        sampler,
+        judge,
+        decode,
     ):
         self.config, self.algorithm, self.decoder, self.mesh = config, algorithm, decoder, mesh
         self.prompts, self.guard, self.sample, self.judge = prompts, guard, sampler, judge
+        self.decode = decode or str
         self.eval_prompts = list(eval_prompts)[: config.eval_prompts]
         update = make_train_step(decoder, algorithm, optimizer, mesh=mesh, microbatches=config.microbatches)
         rate = config.optimizer.learning_rate
@@ -108,8 +122,9 @@ class Runner:
 
     def _judged(self, prompts, rollouts: Rollouts) -> Rewards:
         """Of training samples: the judge's, where there is one."""
-        if self.judge is None:
-            return self._rewards(prompts, rollouts)
+        return self._rewards(prompts, rollouts) if self.judge is None else self._by_judge(prompts, rollouts)
+
+    def _by_judge(self, prompts, rollouts: Rollouts) -> Rewards:
         value = np.asarray(self.judge(prompts, rollouts))
         if value.shape != rollouts.prompt.shape or value.dtype.kind not in "fiu":
             raise ValueError(
@@ -117,9 +132,9 @@ class Runner:
             )
         value = value.astype(np.float64)
         valid = np.isfinite(value)
-        return Rewards(
-            value, valid, tuple("" if ok else f"the judge gave {x}" for ok, x in zip(valid, value, strict=True))
-        )
+        why = f": {self.judge.refuses}" if isinstance(self.judge, Judge) else ""
+        reason = tuple("" if ok else f"the judge gave {x}{why}" for ok, x in zip(valid, value, strict=True))
+        return Rewards(value, valid, reason)
 
     def _rewards(self, prompts, rollouts: Rollouts) -> Rewards:
         """Of all samples; each process rewards its share of them."""
@@ -172,7 +187,11 @@ class Runner:
             )
 
     def evaluate(self, state: TrainState, step: int, samples: Path) -> dict[str, float]:
-        """One answer to each held-out prompt, with the same keys at every evaluation."""
+        """One answer to each held-out prompt, with the same keys at every evaluation.
+
+        eval_accuracy and eval_reward by the reward function, eval_judge the judge's mean: where that rises and the
+        accuracy falls, the policy has learnt what fools the judge.
+        """
         settings = dataclasses.replace(self.config.sampling, num_samples=1)
         rollouts = self.sample(
             self.decoder,
@@ -183,25 +202,36 @@ class Runner:
             config=settings,
             mesh=self.mesh,
         )
-        rewards = self._rewards(self.eval_prompts, rollouts)
-        right = rewards.valid & (np.nan_to_num(rewards.reward) >= self.config.success)
+        found: dict[str, float] = {}
+        judged = None
+        if self.judge is not None:
+            judged = self._by_judge(self.eval_prompts, rollouts)
+            if judged.valid.any():  # a judge that compares answers has nothing to compare here
+                found["eval_judge"] = float(np.mean(judged.reward[judged.valid]))
+        if self.guard is None:
+            assert judged is not None
+            rewards = judged
+        else:
+            rewards = self._rewards(self.eval_prompts, rollouts)
+            right = rewards.valid & (np.nan_to_num(rewards.reward) >= self.config.success)
+            reward = float(np.mean(rewards.reward[rewards.valid])) if rewards.valid.any() else float("nan")
+            found |= {"eval_accuracy": float(right.mean()), "eval_reward": reward}
         if hosts.first():
             self._show_samples(samples, step, rollouts, rewards)
-        reward = float(np.mean(rewards.reward[rewards.valid])) if rewards.valid.any() else float("nan")
-        return {"eval_accuracy": float(right.mean()), "eval_reward": reward}
+        return found
 
     def _show_samples(self, path: Path, step: int, rollouts: Rollouts, rewards: Rewards) -> None:
-        decode = self.guard.decode or str
         with path.open("a", encoding="utf-8") as file:
             for n in range(min(self.config.samples_shown, len(self.eval_prompts))):
                 row = {
                     "step": step,
                     "prompt": self.eval_prompts[n].text,
-                    "completion": decode(rollouts.tokens[n][rollouts.mask[n]].tolist()),
-                    "reward": float(rewards.reward[n]) if rewards.valid[n] else None,
+                    "completion": self.decode(rollouts.tokens[n][rollouts.mask[n]].tolist()),
                     "stop": StopReason(int(rollouts.stop[n])).name.lower(),
                     "split": "eval",
                 }
+                if self.guard is not None:  # a judge's numbers have no right and wrong
+                    row["reward"] = float(rewards.reward[n]) if rewards.valid[n] else None
                 file.write(json.dumps(row) + "\n")
 
 

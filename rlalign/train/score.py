@@ -123,6 +123,12 @@ class Judge:
     encode: Callable[[Prompt, np.ndarray], np.ndarray]
     parts: int
     rewards: Callable[[Params, Packed], np.ndarray]
+    at_once: int | None = None
+
+    @property
+    def refuses(self) -> str:
+        """What gets NaN, for the reason of an invalid reward."""
+        return f"it has no reward for under two tokens, or over row_length={self.row_length}"
 
     def __call__(self, prompts: Sequence[Prompt], rollouts: Rollouts) -> np.ndarray:
         """f[N], NaN for a sample of less than two tokens, or of more than row_length."""
@@ -142,8 +148,13 @@ class Judge:
         # Others stay, cut and without a last token: so many samples are one shape.
         kept = [ids if ok else np.zeros(1, np.int32) for ids, ok in zip(whole, fits, strict=True)]
         last = np.where(fits, length - 1, 1)
-        packed = pack(kept, row_length=self.row_length, response_start=last, parts=self.parts, response_length=1)
-        return np.where(fits, self.rewards(self.params, packed), np.nan)
+        step = self.at_once or len(kept)
+        found = [self._rewards(kept[i : i + step], last[i : i + step]) for i in range(0, len(kept), step)]
+        return np.where(fits, np.concatenate(found), np.nan)
+
+    def _rewards(self, whole: list[np.ndarray], last: np.ndarray) -> np.ndarray:
+        packed = pack(whole, row_length=self.row_length, response_start=last, parts=self.parts, response_length=1)
+        return self.rewards(self.params, packed)
 
 
 def make_judge(
@@ -153,6 +164,7 @@ def make_judge(
     row_length: int,
     mesh: Mesh | None = None,
     encode: Callable[[Prompt, np.ndarray], np.ndarray] | None = None,
+    at_once: int | None = None,
 ) -> Judge:
     """A reward model that judges rollouts on the devices they come from, each prompt once for all its answers.
 
@@ -162,6 +174,8 @@ def make_judge(
       mesh: where the parameters lie.
       encode: (prompt, answer's tokens i[L]) -> the reward model's tokens of both, for a model with another tokenizer
         or chat template; None joins the two. The reward is read at the last one.
+      at_once: samples in one forward, a multiple of those a prompt has so that these share it; None takes all, whose
+        activations then lie in memory together.
 
     Raises:
       ValueError: a model without a reward head; rows beyond its max_positions. Called: a token that it does not know.
@@ -171,5 +185,9 @@ def make_judge(
             f"row_length={row_length} is beyond the reward model's max_positions={decoder.config.max_positions}: "
             "samples of that length would get numbers that mean nothing; lower it"
         )
+    if at_once is not None and at_once < 1:
+        raise ValueError(f"at_once must be at least 1 or None, got {at_once}")
     joined = lambda prompt, tokens: np.concatenate([np.asarray(prompt), tokens])
-    return Judge(decoder, params, row_length, encode or joined, row_shards(mesh), make_rewarder(decoder, mesh=mesh))
+    return Judge(
+        decoder, params, row_length, encode or joined, row_shards(mesh), make_rewarder(decoder, mesh=mesh), at_once
+    )

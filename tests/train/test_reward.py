@@ -108,10 +108,15 @@ def rollouts(tokens, prompt):
     return ra.Rollouts(ids, mask, zeros, zeros, np.zeros(len(tokens), np.int32), np.array(prompt, np.int32))
 
 
-def test_a_judge_reads_the_reward_at_the_last_token(x64):
+def every_sample():
+    """SAMPLES as prompts and rollouts."""
     prompts = [ra.Prompt(i, SAMPLES.tokens[2 * i][: SAMPLES.start[2 * i]], "", {}) for i in range(4)]
     answers = [t[s:] for t, s in zip(SAMPLES.tokens, SAMPLES.start, strict=True)]
-    asked = rollouts(answers, np.arange(8) // 2)
+    return prompts, rollouts(answers, np.arange(8) // 2)
+
+
+def test_a_judge_reads_the_reward_at_the_last_token(x64):
+    prompts, asked = every_sample()
     judge = ra.make_judge(ra.Decoder(MODEL), params(), row_length=24)
     np.testing.assert_allclose(judge(prompts, asked), by_hand(params()), rtol=1e-6)
     mesh = ra.make_mesh(data=2, tensor=2)
@@ -134,7 +139,7 @@ def judge_of(seed):
     return ra.make_judge(*add_reward_head(base, base.init(seed), seed=seed), row_length=16)
 
 
-def fitted(folder, judge, **changes):
+def fitted(folder, judge, reward=share_right, **changes):
     decoder = ra.Decoder(sums_model(16))
     return ra.fit(
         sums_run(folder, **({"algorithm": "gprs", "steps": 2, "eval_prompts": 4} | changes)),
@@ -142,7 +147,7 @@ def fitted(folder, judge, **changes):
         params=decoder.init(0),
         prompts=sums.problems("train")[:40],
         eval_prompts=sums.problems("held-out"),
-        reward=share_right,
+        reward=reward,
         decode=sums.decode,
         judge=judge,
     )
@@ -160,6 +165,26 @@ def test_fit_trains_on_the_judge_and_counts_by_the_reward(tmp_path):
     fitted(tmp_path, judge_of(1), steps=3)
     with pytest.raises(ConfigMismatch, match="reward_model_sha256"):
         fitted(tmp_path, judge_of(2), steps=4)
+
+
+def test_a_judge_in_parts_gives_the_same(x64):
+    prompts, asked = every_sample()
+    whole = ra.make_judge(ra.Decoder(MODEL), params(), row_length=24)
+    parts = ra.make_judge(ra.Decoder(MODEL), params(), row_length=24, at_once=3)
+    np.testing.assert_allclose(parts(prompts, asked), whole(prompts, asked), rtol=1e-12)
+    with pytest.raises(ValueError, match="at_once must be at least 1 or None, got 0"):
+        ra.make_judge(ra.Decoder(MODEL), params(), row_length=24, at_once=0)
+
+
+def test_a_judge_is_enough(tmp_path):
+    """Without a reward function there is no accuracy, and the judge's mean of held-out answers is what is watched."""
+    fitted(tmp_path, judge_of(1), reward=None)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if "eval_judge" in row] == [0, 2]
+    assert not any("eval_accuracy" in row for row in rows)
+    assert "by the judge" in (tmp_path / "report.html").read_text()
+    with pytest.raises(ValueError, match="nothing says what is good"):
+        fitted(tmp_path / "other", None, reward=None)
 
 
 def test_judges_are_told_apart_whatever_holds_them():
