@@ -129,7 +129,7 @@ def test_the_pairs_of_truncated_answers_can_be_dropped(tmp_path):
     assert int(result.state.step) == sum(ended[chosen].any() for chosen in seen)
 
 
-def stopped(run, evaluations):
+def stopped(run, evaluations, **how):
     """The run, ended by an error at an evaluation: they are at the steps 0, 2, 3, 4 and 6."""
     left = [None] * evaluations
 
@@ -138,7 +138,7 @@ def stopped(run, evaluations):
         return EVALUATE(decoder, weights)
 
     with pytest.raises(IndexError):
-        fit(run, evaluate=evaluate)
+        fit(run, evaluate=evaluate, **how)
 
 
 def check_same_end(run, whole):
@@ -293,6 +293,18 @@ def test_a_fraction_of_an_epoch_answers_only_what_it_sees(tmp_path):
     fit(run)
     with np.load(next((tmp_path / "iterations" / "0").iterdir())) as file:
         assert len(file["stop"]) == 8
+
+
+def test_an_adapter_learns_and_is_its_own_reference(tmp_path):
+    """The second iteration's reference is the adapter as it was then: its log-ratios begin at 0."""
+    decoder, start = ra.add_lora(DECODER, params(), ra.LoraConfig(rank=2))
+    run = config(tmp_path)
+    stopped(run, 4, decoder=decoder, start=start)
+    result = fit(run, decoder=decoder, start=start, evaluate=EVALUATE)
+    assert rows(run)[3]["loss"] == pytest.approx(np.log1p(np.exp(-2.0)) + np.log1p(np.exp(2.0)), rel=1e-5)
+    base = ra.without_lora(result.state.params)
+    assert fingerprint(base) == fingerprint(params())
+    assert int(result.state.step) == 6
 
 
 def test_a_mesh_gives_the_same(tmp_path, whole):
