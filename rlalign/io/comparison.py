@@ -71,7 +71,7 @@ def write_comparison(
     for group, runs in groups.items():
         rows = {name: [read_metrics(Path(one) / "metrics.jsonl") for one in each] for name, each in runs.items()}
         drawing = curve_svg(rows, metric, title=group, unit=unit)
-        curves.append(f'<figure>{drawing}</figure>')
+        curves.append(f"<figure>{drawing}</figure>")
     body = [
         f'<header><p class="eyebrow">rlalign comparison</p><h1>{html.escape(title)}</h1>'
         f'<p class="note">{html.escape(note)}</p></header>',

@@ -109,7 +109,8 @@ class OfflineConfig:
       examples_per_step: demonstrations, or pairs, an optimizer step.
       optimizer: AdamW and its schedule, which begin anew with every iteration.
       row_length: tokens a row of the forest.
-      iterations: how often the policy becomes the reference, and answers the prompts anew where generation is given.
+      iterations: how often the policy becomes the reference, and answers the prompts anew where generation is given; a
+        run that has ended goes on where it is raised.
       epochs: passes over the examples an iteration; a fraction takes so much of them.
       generation: how the policy answers the prompts of demonstrations, num_samples=1: an algorithm that learns from
         pairs then tells its answers from them (GSIL, SPIN). None where the examples are pairs already.

@@ -65,7 +65,8 @@ def make_offline_batch(
 
     Args:
       algorithm: an entry of ALGORITHMS with data="demonstrations" (Demonstrations), "pairs" or "labels" (Preferences;
-        as labels the chosen response is good and the rejected one bad).
+        as labels the chosen response is good and the rejected one bad, and no mismatched ones are made: kto's z is then
+        that of these responses themselves).
       examples: M of them.
       row_length, parts, num_rows, response_length: see pack.
       reference: packed -> log-probs f[N, R] of the frozen reference (make_scorer with its parameters); called once,

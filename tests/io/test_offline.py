@@ -156,6 +156,12 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(whole, tmp_path, evaluatio
     check_same_end(run, whole)
 
 
+def test_a_run_that_has_ended_goes_on_with_more_iterations(whole, tmp_path):
+    run = dataclasses.replace(whole[0], folder=str(tmp_path))
+    fit(dataclasses.replace(run, iterations=1), evaluate=EVALUATE)
+    check_same_end(run, whole)
+
+
 @pytest.mark.parametrize("harm", ["lost", "damaged"])
 def test_files_of_an_iteration_are_made_anew_from_its_checkpoint(whole, tmp_path, harm):
     run = dataclasses.replace(whole[0], folder=str(tmp_path))
