@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import rlalign as ra
 from rlalign.envs import sums
@@ -63,6 +64,20 @@ def mean_logp(decoder, weights, examples):
     packed = pack_examples(examples, row_length=32)
     logp = ra.make_scorer(decoder)(weights, packed)
     return float(np.sum(logp) / np.sum(packed.mask))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Every fit_offline has jitted functions of its own, but most here compile the same programs."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
