@@ -40,6 +40,7 @@ from rlalign.models.lora import without_lora
 from rlalign.rewards import RewardGuard
 from rlalign.rollout import sample
 from rlalign.train.optimizer import make_optimizer
+from rlalign.train.score import Judge
 from rlalign.train.step import init_state
 from rlalign.types import Params, Prompt, Rollouts
 
@@ -71,14 +72,14 @@ def fit(
       prompts: to train on, each once an epoch; or several sets of them, mixed by weights (`mix`).
       eval_prompts: held out; evaluated with seeds of their own, before, between and after.
       reward: (completion, example) -> number, a plain top-level function, run in killable worker processes. None where
-        a judge is all there is: then no accuracy is counted, and no checkpoint is the best.
+        a reward model is all there is: then no accuracy is counted, and no checkpoint is the best.
       decode: token ids -> text; None hands the ids to the reward.
       algorithm: in place of ALGORITHMS[config.algorithm].
       sampler: what answers prompts, called as `sample` is: an outside engine (engine_sampler), or one of your own. Its
         log-probs are not the trainer's, so config.recompute_logp must be set.
-      judge: rewards of training samples in place of `reward`, which then counts the held-out answers alone, beside
-        eval_judge, the judge's mean: a reward model (make_judge), a judge that compares answers (make_pairwise_judge),
-        or a function of your own, (prompts, rollouts) -> f[N], NaN where there is none. Of several processes each
+      judge: rewards of training samples in place of `reward`, which then counts the held-out answers alone: a reward
+        model (make_judge), whose mean of those is eval_judge, a judge that compares answers (make_pairwise_judge), or a
+        function of your own, (prompts, rollouts) -> f[N], NaN where there is none. Of several processes each
         calls it, and each must get the same.
       mesh: see make_mesh; `params` must lie on it.
       allow_change: dotted names of settings that may differ from those that the run in config.folder was started with.
@@ -94,8 +95,11 @@ def fit(
     """
     algorithm = resolve(config, algorithm or ALGORITHMS[config.algorithm])
     check_run(config, decoder, prompts, eval_prompts, mesh, sampler)
-    if reward is None and judge is None:
-        raise ValueError("nothing says what is good: give reward=, a function of an answer, or judge=, a reward model")
+    if reward is None and not isinstance(judge, Judge):
+        raise ValueError(
+            "nothing says how good a held-out answer is: give reward=, a function of an answer, or "
+            "judge=make_judge(...), a reward model; another judge may know answers by comparison alone"
+        )
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     reference = without_lora(params) if algorithm.needs_reference else None

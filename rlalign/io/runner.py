@@ -189,8 +189,8 @@ class Runner:
     def evaluate(self, state: TrainState, step: int, samples: Path) -> dict[str, float]:
         """One answer to each held-out prompt, with the same keys at every evaluation.
 
-        eval_accuracy and eval_reward by the reward function, eval_judge the judge's mean: where that rises and the
-        accuracy falls, the policy has learnt what fools the judge.
+        eval_accuracy and eval_reward by the reward function, eval_judge a reward model's mean: where that rises and the
+        accuracy falls, the policy has learnt what fools the model.
         """
         settings = dataclasses.replace(self.config.sampling, num_samples=1)
         rollouts = self.sample(
@@ -204,9 +204,9 @@ class Runner:
         )
         found: dict[str, float] = {}
         judged = None
-        if self.judge is not None:
+        if isinstance(self.judge, Judge):  # others may compare answers, and here is one a prompt
             judged = self._by_judge(self.eval_prompts, rollouts)
-            if judged.valid.any():  # a judge that compares answers has nothing to compare here
+            if judged.valid.any():
                 found["eval_judge"] = float(np.mean(judged.reward[judged.valid]))
         if self.guard is None:
             assert judged is not None

@@ -183,8 +183,9 @@ def test_a_judge_is_enough(tmp_path):
     assert [row["step"] for row in rows if "eval_judge" in row] == [0, 2]
     assert not any("eval_accuracy" in row for row in rows)
     assert "by the judge" in (tmp_path / "report.html").read_text()
-    with pytest.raises(ValueError, match="nothing says what is good"):
-        fitted(tmp_path / "other", None, reward=None)
+    for other in (None, lambda prompts, rollouts: np.zeros(len(rollouts.prompt))):
+        with pytest.raises(ValueError, match="nothing says how good a held-out answer is"):
+            fitted(tmp_path / "other", other, reward=None)
 
 
 def test_judges_are_told_apart_whatever_holds_them():
