@@ -15,8 +15,9 @@ that model alone. What is measured is the truth: the share of right answers to h
 
 Reward models, REWARDS, differ in size and in the share of pairs that are labelled the wrong way round. Distortions,
 DISTORTIONS, are applied to the rewards of a good model; all but `saturated` increase strictly, and where no two
-rewards of a group fall together in float32 gprs ends in the same bits. Each run takes under 45 s on two cores once its
-policy and reward model exist, which all runs of one seed share.
+rewards of a group fall together in float32 gprs ends in the same bits. A run takes about 31 CPU seconds once its policy
+and reward model exist, which all runs of one seed share, and its programs are compiled, which a sweep does once: 30 to
+45 s on two cores, where nothing else runs. The first one compiles for another minute.
 
 Writes RUN/report.html, with --sweep also FOLDER/results.json and FOLDER/index.html; the last line on stdout is JSON.
 """
@@ -339,6 +340,9 @@ def main(config: GprsRewardQuality) -> dict:
         found = one_run(config)
         print(f"held-out accuracy {found['accuracy_before']:.1%} -> {found['accuracy_after']:.1%}", file=sys.stderr)
         return found
+    # Runs compile the same programs, each anew without this.
+    jax.config.update("jax_compilation_cache_dir", str(Path(config.folder, "compiled").absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     runs = grid(config)
     results = []
     for number, run in enumerate(runs, start=1):
