@@ -36,7 +36,7 @@ FLOATS = (
     "terms",
     "token_reward",
 )
-FIELDS = (*FLOATS, "group", "valid", "mask", "pair", "trajectory", "step", "anchor")
+FIELDS = (*FLOATS, "group", "valid", "mask", "pair", "trajectory", "step", "anchor", "past")
 every_entry = pytest.mark.parametrize("name", ALGORITHMS)
 
 

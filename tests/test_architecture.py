@@ -18,7 +18,7 @@ import rlalign
 ROOT = Path(__file__).parents[1]
 CORE = (  # the pure maths, module by module
     *("types", "checks", "compat", "forest", "bins", "logprobs"),
-    *("advantages", "advantages.groups", "advantages.steps", "advantages.tokens"),
+    *("advantages", "advantages.groups", "advantages.anchors", "advantages.steps", "advantages.tokens"),
     *("losses", "losses.aggregate", "losses.policy", "losses.estimates", "losses.pairs"),
     *("algorithms", "algorithms.algorithm", "algorithms.registry", "algorithms.parity", "algorithms.page"),
 )
@@ -430,5 +430,5 @@ def test_examples_in_docstrings(name):
     module = importlib.import_module(f"rlalign.{name}")
     result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
-    if name in ("checks", "forest", "advantages.groups", "advantages.steps", "advantages.tokens"):
+    if name in ("checks", "forest", "advantages.groups", "advantages.anchors", "advantages.steps", "advantages.tokens"):
         assert result.attempted > 0

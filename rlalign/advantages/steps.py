@@ -1,17 +1,15 @@
-"""Advantages of rows that are steps of trajectories: discounted returns and GiGPO's two levels.
+"""Advantages of rows that are steps of trajectories: discounted returns, GiGPO's two levels, HGPO's many.
 
 One row is one environment step. Rows come in any order; `trajectory` says whose step it is and only the order of `step`
 counts, so duplicated padding (valid False) and shuffled rows change nothing.
 """
 
-import difflib
 import functools
-from collections.abc import Hashable, Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rlalign.advantages.groups import Statistics, any_nan, check_gamma, check_scale, checked, segment_sum, statistics
 from rlalign.checks import expect
@@ -82,6 +80,70 @@ def _scaled(away: jax.Array, of: Statistics, segment: jax.Array, live: jax.Array
     return jnp.where(live & ~of.equal[segment], part, 0)
 
 
+class _Scores(NamedTuple):
+    """Of trajectories, on their rows.
+
+    Attributes:
+      order: i[N], rows by trajectory and step; invalid ones at the end.
+      linked: b[N], in that order, whether a row continues the one before it.
+      first: b[N], the first step of each trajectory.
+      score: f[N], undiscounted return of the row's trajectory.
+    """
+
+    order: jax.Array
+    linked: jax.Array
+    first: jax.Array
+    score: jax.Array
+
+
+def _scores(reward: jax.Array, trajectory: jax.Array, step: jax.Array, valid: jax.Array) -> _Scores:
+    order = jnp.lexsort((step, trajectory, ~valid))
+    linked = _linked([trajectory[order], valid[order]])
+    first = jnp.zeros_like(linked).at[order].set(~linked) & valid
+    whole = jnp.where(first, _returns(reward, order, linked, 1.0), 0)
+    return _Scores(order, linked, first, segment_sum(whole, trajectory, reward.size)[trajectory])
+
+
+def per_trajectory(advantage: Callable[..., Array]) -> Callable[..., jax.Array]:
+    """An advantage of answers, made one of steps: it compares whole episodes, and each step gets its episode's.
+
+        A_row = advantage(scores of the trajectories)[its trajectory]       score = sum of (reward - penalty) over steps
+
+    So GRPO and RLOO stand beside GiGPO: a trajectory counts once in its group, however many steps it has.
+
+    Args:
+      advantage: (reward f[M], group i[M], *, num_groups, valid) -> f[M], such as group_relative or leave_one_out.
+
+    Returns:
+      (reward f[N], group i[N], *, num_groups, valid, trajectory i[N], step i[N], penalty f[N]) -> f[N]; arguments as in
+      group_in_group.
+
+    >>> grpo = per_trajectory(functools.partial(group_relative, scale="none"))
+    >>> steps = {"trajectory": jnp.array([0, 0, 1]), "step": jnp.array([0, 1, 0])}
+    >>> grpo(jnp.array([0.0, 1.0, 0.0]), jnp.zeros(3, int), num_groups=1, **steps).tolist()
+    [0.5, 0.5, -0.5]
+    """
+
+    def of_steps(reward, group, *, num_groups, trajectory, step, valid=None, penalty=None):
+        n = "i[N]"
+        expect(reward=(reward, "f[N]"), group=(group, n), trajectory=(trajectory, n), step=(step, n))
+        expect(reward=(reward, "f[N]"), valid=(valid, "b[N]"), penalty=(penalty, "f[N]"))
+        reward, group, valid = checked(reward, group, num_groups, valid)
+        trajectory = jnp.asarray(trajectory)
+        if penalty is not None:
+            reward = reward - jnp.where(valid, penalty, 0).astype(reward.dtype)
+        found = _scores(reward, trajectory, jnp.asarray(step), valid)
+        one = advantage(jnp.where(found.first, found.score, 0), group, num_groups=num_groups, valid=found.first)
+        if one.shape != reward.shape:
+            raise ValueError(
+                f"the advantage gave {one.shape} for {reward.shape} scores: only those of f[N] fit episodes"
+            )
+        each = segment_sum(jnp.where(found.first, one, 0), trajectory, reward.size)[trajectory]
+        return jnp.where(valid, each, 0)
+
+    return of_steps
+
+
 def group_in_group(
     reward: Array,
     *,
@@ -141,11 +203,7 @@ def group_in_group(
     less = jnp.zeros_like(reward) if penalty is None else jnp.where(valid, penalty, 0).astype(reward.dtype)
     bad = valid & any_nan(reward + less, group, num_groups, valid)[group]
 
-    order = jnp.lexsort((step, trajectory, ~valid))
-    linked = _linked([trajectory[order], valid[order]])
-    first = jnp.zeros_like(linked).at[order].set(~linked) & valid  # the first step of each trajectory
-    whole = jnp.where(first, _returns(reward, order, linked, 1.0), 0)
-    score = segment_sum(whole, trajectory, rows)[trajectory]
+    order, linked, first, score = _scores(reward, trajectory, step, valid)
     scores = statistics(score, group, num_groups, first)
     if episode_stat == "trajectory":
         of = scores
@@ -161,6 +219,59 @@ def group_in_group(
 
     episode, among = (jnp.where(bad, jnp.nan, x) for x in (episode, among))
     return episode + step_weight * among, {"episode": episode, "step": among}
+
+
+def hierarchy_of_groups(
+    reward: Array,
+    group: Array,
+    *,
+    num_groups: int,
+    trajectory: Array,
+    step: Array,
+    past: Array,
+    gamma: float = 0.95,
+    alpha: float = 1.0,
+    valid: Array | None = None,
+    penalty: Array | None = None,
+    eps: float = 1e-6,
+) -> jax.Array:
+    """HGPO: a step among those from the same state, and more so the more of the past they share.
+
+        A = sum_l w_l A_l / sum_l w_l,   w_l = (l + 1)^alpha        HGPO, arXiv 2602.22817, as its code has it
+        A_l = (R_t - mean) / (std + eps)                            of the rows of one group with equal past[:, l]
+
+    A level counts for a row where its subgroup has two rows or more and its A_l is not 0. std has ddof 0; episodes as a
+    whole are not compared.
+
+    Args:
+      reward, group, num_groups, trajectory, step, gamma, valid, penalty, eps: as in group_in_group.
+      past: i[N, K + 1], ids of (the state, the last l observations) for l = 0 to K, in [0, N).
+      alpha: >= 0; 0 weighs all levels alike.
+
+    Returns:
+      f[N], in float32 or wider; 0 where no level counts.
+    """
+    n = "i[N]"
+    expect(reward=(reward, "f[N]"), group=(group, n), trajectory=(trajectory, n), step=(step, n))
+    expect(reward=(reward, "f[N]"), past=(past, "i[N, L]"), valid=(valid, "b[N]"), penalty=(penalty, "f[N]"))
+    check_gamma(gamma)
+    check_scale("std", eps=eps)
+    if not 0 <= alpha < float("inf"):
+        raise ValueError(f"alpha must be >= 0, got {alpha}")
+    reward, group, valid = checked(reward, group, num_groups, valid)
+    trajectory, step, past = jnp.asarray(trajectory), jnp.asarray(step), jnp.asarray(past)
+    less = jnp.zeros_like(reward) if penalty is None else jnp.where(valid, penalty, 0).astype(reward.dtype)
+    bad = valid & any_nan(reward + less, group, num_groups, valid)[group]
+    order, linked, *_ = _scores(reward, trajectory, step, valid)
+    reached = _returns(reward, order, linked, gamma) - less
+    total, weights = jnp.zeros_like(reward), jnp.zeros_like(reward)
+    for level in range(past.shape[1]):
+        state = _segments([past[:, level], group], valid)
+        of = statistics(reached, state, reward.size, valid, ddof=0)
+        part = _scaled(of.away, of, state, valid, "std", eps)
+        weight = jnp.where(part != 0, (level + 1.0) ** alpha, 0)
+        total, weights = total + weight * part, weights + weight
+    return jnp.where(bad, jnp.nan, total / jnp.where(weights > 0, weights, 1))
 
 
 def step_metrics(
@@ -189,52 +300,3 @@ def step_metrics(
         "anchor_size": jnp.sum(size) / jnp.maximum(jnp.sum(size > 0), 1),
         "step_to_episode": mean(jnp.abs(parts["step"])) / jnp.where(whole == 0, jnp.inf, whole),
     }
-
-
-def anchor_ids(
-    anchors: Sequence[Hashable], group: Sequence[int] | np.ndarray, *, similarity: float | None = None
-) -> np.ndarray:
-    """Ids of environment states for group_in_group, on the host.
-
-    What a state is, is the caller's choice: the observation, the observation with the inventory (equal texts with other
-    inventories are other states), or with the last K observations: pass tuples.
-
-    Args:
-      anchors: N texts or hashables.
-      group: i[N].
-      similarity: None: equal anchors of one group share an id. A threshold in (0, 1]: texts are clustered greedily in
-        the caller's order; a text joins the first cluster of its group whose first member it resembles, by
-        difflib.SequenceMatcher(None, text, first).ratio() >= similarity. Depends on the order of rows.
-
-    Returns:
-      i32[N], numbered by first appearance, in [0, N).
-
-    Raises:
-      ValueError: lengths that differ, or a similarity of things that are no texts.
-
-    >>> anchor_ids(["a door", "a key", "a door", "a door"], [0, 0, 0, 1]).tolist()
-    [0, 1, 0, 2]
-    """
-    group = np.asarray(group)
-    if group.shape != (len(anchors),):
-        raise ValueError(f"group has shape {group.shape} for {len(anchors)} anchors: one id each")
-    if similarity is None:
-        known: dict[Hashable, int] = {}
-        return np.array(
-            [known.setdefault((g, a), len(known)) for g, a in zip(group.tolist(), anchors, strict=True)], np.int32
-        )
-    if not 0 < similarity <= 1:
-        raise ValueError(f"similarity must be in (0, 1], got {similarity}")
-    clusters: dict[int, list[tuple[str, int]]] = {}
-    ids = np.zeros(len(anchors), np.int32)
-    count = 0
-    for row, (g, text) in enumerate(zip(group.tolist(), anchors, strict=True)):
-        if not isinstance(text, str):
-            raise ValueError(f"anchor {row} is a {type(text).__name__}: similarity compares texts")
-        mine = clusters.setdefault(g, [])
-        near = (number for first, number in mine if difflib.SequenceMatcher(None, text, first).ratio() >= similarity)
-        ids[row] = next(near, count)
-        if ids[row] == count:
-            mine.append((text, count))
-            count += 1
-    return ids

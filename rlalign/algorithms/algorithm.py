@@ -28,6 +28,7 @@ NEEDS = {
     "trajectory": "i[N], the trajectory of each step",
     "step": "i[N], the order of the steps of a trajectory",
     "anchor": "i[N], the state that each step was taken in (anchor_ids)",
+    "past": "i[N, L], ids of that state with the last l before it, l = 0 to L - 1 (past_ids)",
     "penalty": "f[N], what an invalid action costs, 0 for others",
 }
 KL_KINDS = ("k1", "k2", "k3")

@@ -46,7 +46,16 @@ from tests.oracles.policy import (
     policy_gradient,
     token_share,
 )
-from tests.oracles.steps import anchor_ids, discounted_return, group_in_group, reinforce_pp, step_metrics
+from tests.oracles.steps import (
+    anchor_ids,
+    discounted_return,
+    group_in_group,
+    hierarchy_of_groups,
+    past_ids,
+    per_trajectory,
+    reinforce_pp,
+    step_metrics,
+)
 
 __all__ = [
     "ADVANTAGES",
@@ -62,6 +71,7 @@ __all__ = [
     "group_in_group",
     "group_preference",
     "group_relative",
+    "hierarchy_of_groups",
     "importance",
     "importance_weight",
     "informative_groups",
@@ -71,7 +81,9 @@ __all__ = [
     "negative_log_likelihood",
     "numerical_gradient",
     "overlong_penalty",
+    "past_ids",
     "per_objective",
+    "per_trajectory",
     "policy_gradient",
     "random_case",
     "random_groups",

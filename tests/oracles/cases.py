@@ -138,6 +138,7 @@ def random_case(rng, samples, length, groups):
         "trajectory": trajectory,
         "step": rng.permutation(3 * samples)[:samples],
         "anchor": rng.integers(0, 3, samples),
+        "past": np.stack([rng.integers(0, 3, samples), rng.integers(0, 5, samples)], axis=1),
         "terms": grid(rng.normal(size=(samples, 3))),
         "token_reward": grid(rng.normal(size=(samples, length)) / 4),
         "penalty": rng.choice([0.0, 0.0, 0.125], samples),

@@ -90,6 +90,64 @@ def group_in_group(
     return advantage, {"episode": episode, "step": local}
 
 
+def hierarchy_of_groups(
+    reward, group, *, num_groups, trajectory, step, past, gamma=0.95, alpha=1.0, valid=None, penalty=None, eps=1e-6
+):
+    """HGPO: of each level's subgroup (R - mean) / (population deviation + eps), levels weighed by (l + 1)^alpha."""
+    valid = everyone(valid, len(reward))
+    cost = [0.0] * len(reward) if penalty is None else [float(p) for p in penalty]
+    returns = discounted_return(reward, trajectory, step, gamma=gamma, valid=valid)
+    out = np.zeros(len(reward))
+    for number in range(num_groups):
+        rows = rows_of(group, number, valid)
+        if any(math.isnan(reward[i]) or math.isnan(cost[i]) for i in rows):
+            for i in rows:
+                out[i] = math.nan
+            continue
+        for i in rows:
+            parts = []
+            for level in range(len(past[i])):
+                alike = [returns[j] - cost[j] for j in rows if past[j][level] == past[i][level]]
+                if len(set(alike)) < 2:
+                    continue
+                mean = math.fsum(alike) / len(alike)
+                deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in alike) / len(alike))
+                value = (returns[i] - cost[i] - mean) / (deviation + eps)
+                if value != 0:
+                    parts.append(((level + 1) ** alpha, value))
+            if parts:
+                out[i] = math.fsum(w * v for w, v in parts) / math.fsum(w for w, _ in parts)
+    return out
+
+
+def past_ids(anchors, trajectory, step, *, length):
+    """By first appearance in the order given: of each level, ids of the state and up to so many states before it."""
+    out = []
+    for level in range(length + 1):
+        keys = []
+        for i in range(len(anchors)):
+            earlier = sorted(
+                (j for j in range(len(anchors)) if trajectory[j] == trajectory[i] and step[j] <= step[i]),
+                key=lambda j: step[j],
+            )
+            keys.append(tuple(anchors[j] for j in earlier[-level - 1 :]))
+        names = list(dict.fromkeys(keys))
+        out.append([names.index(key) for key in keys])
+    return np.array(out).T
+
+
+def per_trajectory(advantage, reward, group, *, num_groups, trajectory, step, valid=None, penalty=None):
+    """An advantage (of lists: rewards, groups) over scores of trajectories, given to each of their rows."""
+    valid = everyone(valid, len(reward))
+    cost = [0.0] * len(reward) if penalty is None else [float(p) for p in penalty]
+    names = sorted({int(trajectory[i]) for i in range(len(reward)) if valid[i]})
+    score = [math.fsum(float(reward[i]) - cost[i] for i in rows_of(trajectory, name, valid)) for name in names]
+    of = [next(int(group[i]) for i in rows_of(trajectory, name, valid)) for name in names]
+    every = [True] * len(names)
+    found = dict(zip(names, advantage(score, of, num_groups=num_groups, valid=every), strict=True)) if names else {}
+    return np.array([found[int(trajectory[i])] if valid[i] else 0.0 for i in range(len(reward))])
+
+
 def step_metrics(parts, *, group, anchor, valid=None):
     """Share of rows that share their anchor, mean size of its groups, the step part beside the episode part."""
     valid = everyone(valid, len(group))

@@ -1,0 +1,81 @@
+"""Which states of an environment are one: ids for advantages that compare steps, on the host."""
+
+import difflib
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+
+def anchor_ids(
+    anchors: Sequence[Hashable], group: Sequence[int] | np.ndarray, *, similarity: float | None = None
+) -> np.ndarray:
+    """Ids of environment states for group_in_group, on the host.
+
+    What a state is, is the caller's choice: the observation, the observation with the inventory (equal texts with other
+    inventories are other states), or with the last K observations: pass tuples.
+
+    Args:
+      anchors: N texts or hashables.
+      group: i[N].
+      similarity: None: equal anchors of one group share an id. A threshold in (0, 1]: texts are clustered greedily in
+        the caller's order; a text joins the first cluster of its group whose first member it resembles, by
+        difflib.SequenceMatcher(None, text, first).ratio() >= similarity. Depends on the order of rows.
+
+    Returns:
+      i32[N], numbered by first appearance, in [0, N).
+
+    Raises:
+      ValueError: lengths that differ, or a similarity of things that are no texts.
+
+    >>> anchor_ids(["a door", "a key", "a door", "a door"], [0, 0, 0, 1]).tolist()
+    [0, 1, 0, 2]
+    """
+    group = np.asarray(group)
+    if group.shape != (len(anchors),):
+        raise ValueError(f"group has shape {group.shape} for {len(anchors)} anchors: one id each")
+    if similarity is None:
+        known: dict[Hashable, int] = {}
+        return np.array(
+            [known.setdefault((g, a), len(known)) for g, a in zip(group.tolist(), anchors, strict=True)], np.int32
+        )
+    if not 0 < similarity <= 1:
+        raise ValueError(f"similarity must be in (0, 1], got {similarity}")
+    clusters: dict[int, list[tuple[str, int]]] = {}
+    ids = np.zeros(len(anchors), np.int32)
+    count = 0
+    for row, (g, text) in enumerate(zip(group.tolist(), anchors, strict=True)):
+        if not isinstance(text, str):
+            raise ValueError(f"anchor {row} is a {type(text).__name__}: similarity compares texts")
+        mine = clusters.setdefault(g, [])
+        near = (number for first, number in mine if difflib.SequenceMatcher(None, text, first).ratio() >= similarity)
+        ids[row] = next(near, count)
+        if ids[row] == count:
+            mine.append((text, count))
+            count += 1
+    return ids
+
+
+def past_ids(anchors: Sequence[Hashable], trajectory: Sequence[int], step: Sequence[int], *, length: int) -> np.ndarray:
+    """Ids of environment states with what came before them, for hierarchy_of_groups, on the host.
+
+    Args:
+      anchors: N hashables, the states.
+      trajectory, step: i[N], whose they are and in which order; only the order counts.
+      length: K >= 0.
+
+    Returns:
+      i32[N, K + 1] in [0, N): column l is equal for rows whose states and l states before them are equal. Rows with
+      fewer than l before them share what they have with those alike.
+
+    >>> past_ids(["a", "b", "c", "b"], [0, 0, 1, 1], [0, 1, 0, 1], length=1).tolist()
+    [[0, 0], [1, 1], [2, 2], [1, 3]]
+    """
+    if length < 0:
+        raise ValueError(f"length must be >= 0, got {length}")
+    seen: dict[int, tuple[Hashable, ...]] = {}
+    key: list[list[Hashable]] = [[]] * len(anchors)
+    for row in np.lexsort((np.asarray(step), np.asarray(trajectory))).tolist():
+        past = seen[int(trajectory[row])] = (*seen.get(int(trajectory[row]), ())[-length - 1 :], anchors[row])
+        key[row] = [past[-level - 1 :] for level in range(length + 1)]
+    levels = [anchor_ids([k[level] for k in key], np.zeros(len(anchors), int)) for level in range(length + 1)]
+    return np.stack(levels, axis=1)
