@@ -118,6 +118,7 @@ def per_trajectory(advantage: Callable[..., Array]) -> Callable[..., jax.Array]:
       (reward f[N], group i[N], *, num_groups, valid, trajectory i[N], step i[N], penalty f[N]) -> f[N]; arguments as in
       group_in_group.
 
+    >>> from rlalign.advantages import group_relative
     >>> grpo = per_trajectory(functools.partial(group_relative, scale="none"))
     >>> steps = {"trajectory": jnp.array([0, 0, 1]), "step": jnp.array([0, 1, 0])}
     >>> grpo(jnp.array([0.0, 1.0, 0.0]), jnp.zeros(3, int), num_groups=1, **steps).tolist()

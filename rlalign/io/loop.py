@@ -8,7 +8,6 @@ Every random choice is a function of (seed, step), so a run that is killed and s
 import contextlib
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,14 @@ from jax.sharding import Mesh
 
 from rlalign import hosts
 from rlalign.algorithms import ALGORITHMS, Algorithm
-from rlalign.compat import CompileCounter
-from rlalign.io.checkpoint import Checkpoints
-from rlalign.io.config import RunConfig, traced_steps
+from rlalign.io.config import RunConfig
 from rlalign.io.identity import everywhere, run_identity
 from rlalign.io.report import write_report
 from rlalign.io.runner import Runner, check_run, resolve
 from rlalign.io.session import (
     Result,
-    about_run,
-    asked_to_stop,
-    best_accuracy,
-    profiler,
-    recorder,
     result,
-    resume,
-    save_step,
+    train_steps,
 )
 from rlalign.models.decoder import Decoder
 from rlalign.models.lora import without_lora
@@ -113,13 +104,6 @@ def fit(
         if reward is not None:
             limits = {"workers": config.reward_workers, "time_limit": config.reward_limit}
             guard = stack.enter_context(RewardGuard(reward, decode=decode, **limits))
-        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep))
-        # A reference of the policy's own dtype is the caller's arrays: the first step must not use them up.
-        shared = reference is not None and config.reference_dtype in (None, decoder.config.dtype)
-        fresh = init_state(decoder, params, optimizer, copy=config.keep_params or shared)
-        state, found = resume(checkpoints, fresh, saved, allow_change)
-        start = found["step"]
-        del fresh  # a resumed run needs it no more
         how = {
             "optimizer": optimizer,
             "mesh": mesh,
@@ -129,27 +113,16 @@ def fit(
             "decode": decode,
         }
         run = Runner(config, algorithm, decoder, reference, prompts, eval_prompts, **how)
-        compiles, highest = CompileCounter(), hosts.of_first(best_accuracy(folder))
-        record = stack.enter_context(recorder(folder, config.steps, start, about_run(saved, decoder)))
-        asked = stack.enter_context(asked_to_stop())
-        trace = stack.enter_context(profiler(folder / "profile", traced_steps(config.profile)))
-        for step in range(start, config.steps + 1):
-            begin = time.perf_counter()
-            metrics: dict[str, Any] = {}
-            if step % config.eval_every == 0 or step == config.steps:
-                metrics |= run.evaluate(state, step, folder / "samples.jsonl")
-            accuracy, stop = metrics.get("eval_accuracy", -1.0), hosts.agree(bool(asked))
-            if accuracy > highest or step % config.checkpoint_every == 0 or step == config.steps or stop:
-                save_step(checkpoints, step, state, {"config": saved}, best=accuracy if accuracy > highest else None)
-            highest = max(highest, accuracy)
-            if stop:
-                raise SystemExit(0)
-            trace(step)
-            if step < config.steps:
-                state, trained = run.step(state, step)
-                metrics |= trained
-            metrics |= {"seconds": time.perf_counter() - begin, "compiles": compiles.take()}
-            record(step, metrics)
+        # A reference of the policy's own dtype is the caller's arrays: the first step must not use them up.
+        shared = reference is not None and config.reference_dtype in (None, decoder.config.dtype)
+        state = train_steps(
+            config,
+            run,
+            init_state(decoder, params, optimizer, copy=config.keep_params or shared),
+            saved=saved,
+            decoder=decoder,
+            allow_change=allow_change,
+        )
     if hosts.first():
         write_report(folder)
     hosts.wait_for_all("report")

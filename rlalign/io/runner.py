@@ -14,10 +14,9 @@ from jax.sharding import Mesh
 
 from rlalign import hosts
 from rlalign.algorithms import ALGORITHMS, NEEDS, Algorithm, try_out
-from rlalign.forest import NotEnoughRows
 from rlalign.io.config import RunConfig
 from rlalign.io.mixture import entries_at_step, reward_by_set
-from rlalign.io.session import Clock, RunAborted, Updates
+from rlalign.io.session import Clock, RunAborted, Updates, in_rows
 from rlalign.models.decoder import Decoder
 from rlalign.rewards import score
 from rlalign.rollout import sample
@@ -156,11 +155,7 @@ class Runner:
             reference=self.reference,
             **given,
         )
-        try:
-            return pack(num_rows=self.config.num_rows)
-        except NotEnoughRows as error:
-            log.warning("a batch of another shape, which compiles once: %s", error)
-            return pack(num_rows=None)
+        return in_rows(pack, self.config.num_rows)
 
     def _updates(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         """config.epochs passes in config.minibatches optimizer steps each; metrics are those of the last."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import signal
 import sys
 import time
@@ -14,13 +15,17 @@ import jax
 import numpy as np
 
 from rlalign import hosts
+from rlalign.compat import CompileCounter
+from rlalign.forest import NotEnoughRows
 from rlalign.io.checkpoint import Checkpoints, check_same
+from rlalign.io.config import traced_steps
 from rlalign.io.files import write_atomic
 from rlalign.io.metrics import MetricsLog, progress, read_metrics
 from rlalign.models.decoder import Decoder
 from rlalign.models.lora import frozen, trained
 from rlalign.types import Batch, TrainState
 
+log = logging.getLogger(__name__)
 # Settings that touch nothing of a run but, for num_rows, the last bits: they may differ when it is continued.
 HARMLESS = ("folder", "profile", "steps", "num_rows", "reward_workers", "keep", "checkpoint_every", "samples_shown")
 HARMLESS += ("keep_params", "iterations")
@@ -95,6 +100,64 @@ class Updates:
                 f"({self.learning_rate}) or look at the data and rewards; nothing of them was applied"
             )
         return state, metrics
+
+
+def train_steps(
+    config: Any,
+    run: Any,
+    state: TrainState,
+    *,
+    saved: Mapping[str, Any],
+    decoder: Decoder,
+    allow_change: Sequence[str],
+) -> TrainState:
+    """From the newest checkpoint, or from `state`, to the last step: evaluate, save, step, record.
+
+    Args:
+      config: with steps, folder, eval_every, checkpoint_every, keep and profile.
+      run: has step(state, step) -> (state, metrics) and evaluate(state, step, samples file) -> metrics, whose
+        "eval_accuracy" decides which checkpoint is the best.
+      state: to begin with; a run that is continued lets go of it.
+      saved: what a run must keep to be continued.
+      decoder: for the report.
+      allow_change: see fit.
+    """
+    folder = Path(config.folder)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep))
+        state, found = resume(checkpoints, state, saved, allow_change)
+        start = found["step"]
+        compiles, highest = CompileCounter(), hosts.of_first(best_accuracy(folder))
+        record = stack.enter_context(recorder(folder, config.steps, start, about_run(saved, decoder)))
+        asked = stack.enter_context(asked_to_stop())
+        trace = stack.enter_context(profiler(folder / "profile", traced_steps(config.profile)))
+        for step in range(start, config.steps + 1):
+            begin = time.perf_counter()
+            metrics: dict[str, Any] = {}
+            if step % config.eval_every == 0 or step == config.steps:
+                metrics |= run.evaluate(state, step, folder / "samples.jsonl")
+            accuracy, stop = metrics.get("eval_accuracy", -1.0), hosts.agree(bool(asked))
+            if accuracy > highest or step % config.checkpoint_every == 0 or step == config.steps or stop:
+                save_step(checkpoints, step, state, {"config": saved}, best=accuracy if accuracy > highest else None)
+            highest = max(highest, accuracy)
+            if stop:
+                raise SystemExit(0)
+            trace(step)
+            if step < config.steps:
+                state, trained = run.step(state, step)
+                metrics |= trained
+            metrics |= {"seconds": time.perf_counter() - begin, "compiles": compiles.take()}
+            record(step, metrics)
+    return state
+
+
+def in_rows(pack: Callable[..., Batch], num_rows: int | None) -> Batch:
+    """pack(num_rows=...), or, where its samples share too little for so many rows, in the next bucket of rows."""
+    try:
+        return pack(num_rows=num_rows)
+    except NotEnoughRows as error:
+        log.warning("a batch of another shape, which compiles once: %s", error)
+        return pack(num_rows=None)
 
 
 def resume(
