@@ -1,4 +1,4 @@
-"""One reward worker as the guard sees it: how its function is named, how it is started, heard and killed."""
+"""One worker as its owner sees it: how its function is named, how it is started, heard and killed."""
 
 import collections
 import contextlib
@@ -45,27 +45,28 @@ class WorkerLost(Exception):
     """The worker closed its channel (no message), or wrote something else than replies to it (message)."""
 
 
-def worker_setup(function: Callable, memory_limit_gib: float | None) -> dict[str, Any]:
-    """The first line that a worker reads: where its function is, and its limit.
+def worker_setup(function: Callable, memory_limit_gib: float | None, what: str = "reward") -> dict[str, Any]:
+    """The first line that a worker reads: where its function is, and its limit; `what` it is goes into errors.
 
     Raises:
       ValueError: see locate.
       RuntimeError: called in a worker, by a script that does its work when it is only imported.
     """
     if os.environ.get(INSIDE):
-        raise RuntimeError("a reward worker must not start workers of its own")
+        raise RuntimeError("a worker must not start workers of its own")
     return {
-        **locate(function),
+        **locate(function, what),
         "path": [os.path.abspath(entry) for entry in sys.path],
         "memory_limit": None if memory_limit_gib is None else int(memory_limit_gib * 2**30),
     }
 
 
-def locate(function: Callable) -> dict[str, str | None]:
+def locate(function: Callable, what: str = "reward") -> dict[str, str | None]:
     """Names a function so that another process finds it.
 
     Args:
-      function: defined with `def` at the top level of a module or of the script that runs.
+      function: defined with `def` (or `class`) at the top level of a module or of the script that runs.
+      what: it is, for the errors.
     Returns:
       {"module", "qualname", "file"}, the file None where the module has none.
     Raises:
@@ -73,21 +74,21 @@ def locate(function: Callable) -> dict[str, str | None]:
     """
     module_name = getattr(function, "__module__", None) or "?"
     qualname = getattr(function, "__qualname__", None) or type(function).__qualname__
-    remedy = "a reward runs in other processes, which must find it: def it at the top level of a .py file"
+    remedy = "it runs in other processes, which must find it: def it at the top level of a .py file"
     if "<lambda>" in qualname:
-        raise ValueError(f"the reward {qualname} in {module_name} is a lambda; {remedy}")
+        raise ValueError(f"the {what} {qualname} in {module_name} is a lambda; {remedy}")
     if "<locals>" in qualname:
-        raise ValueError(f"the reward {qualname} in {module_name} is a closure, defined inside a function; {remedy}")
+        raise ValueError(f"the {what} {qualname} in {module_name} is a closure, defined inside a function; {remedy}")
     module = found = sys.modules.get(module_name)
     for part in qualname.split("."):
         found = getattr(found, part, None)
     if found is not function:
-        raise ValueError(f"the reward {function!r} is not what the name {module_name}.{qualname} leads to; {remedy}")
+        raise ValueError(f"the {what} {function!r} is not what the name {module_name}.{qualname} leads to; {remedy}")
     file = getattr(module, "__file__", None)
     spec = getattr(module, "__spec__", None)
     if module_name == "__main__":
         if file is None:
-            raise ValueError(f"the reward {qualname} was typed into an interactive session; {remedy} and import it")
+            raise ValueError(f"the {what} {qualname} was typed into an interactive session; {remedy} and import it")
         module_name = spec.name if spec is not None else SCRIPT_MODULE  # a spec: started by python -m
     return {"module": module_name, "qualname": qualname, "file": os.path.abspath(file) if file else None}
 
@@ -101,7 +102,9 @@ class WorkerProcess:
       deadline: when the first item, or the loading, has taken too long (time.monotonic).
     """
 
-    def __init__(self, setup: Mapping[str, Any], environment: Mapping[str, str], *, send_limit: float):
+    def __init__(
+        self, setup: Mapping[str, Any], environment: Mapping[str, str], *, send_limit: float, script: str = SCRIPT
+    ):
         self.items: collections.deque[int] = collections.deque()
         self.ready = False
         self.deadline = float("inf")
@@ -116,7 +119,7 @@ class WorkerProcess:
             undo.callback(os.close, self._life)
             with theirs, os.fdopen(life):
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", SCRIPT, str(theirs.fileno()), str(life)],
+                    [sys.executable, "-P", script, str(theirs.fileno()), str(life)],
                     pass_fds=(theirs.fileno(), life),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -140,7 +143,11 @@ class WorkerProcess:
         self.channel.sendall(data)
 
     def receive(self) -> list[Reply]:
-        """Reads what has arrived; WorkerLost if that is the end, or no reply."""
+        """Reads the replies that have arrived; WorkerLost if that is the end, or no reply."""
+        return [_parse(line) for line in self.lines(MAX_LINE)]
+
+    def lines(self, longest: int) -> list[bytes]:
+        """Reads the lines that have arrived; WorkerLost if that is the end, or one longer than `longest` bytes."""
         try:
             data = self.channel.recv(MAX_LINE)
         except OSError:
@@ -148,9 +155,9 @@ class WorkerProcess:
         if not data:
             raise WorkerLost
         *lines, self._partial = (self._partial + data).split(b"\n")
-        if len(self._partial) > MAX_LINE:
+        if len(self._partial) > longest:
             raise WorkerLost(STRAY)
-        return [_parse(line) for line in lines]
+        return lines
 
     def kill(self) -> str:
         """Ends the worker and every process of its group, removes its folder, and says how it ended."""

@@ -212,7 +212,7 @@ def test_a_function_typed_in_at_a_prompt_is_refused(monkeypatch):
 
 def test_a_worker_starts_no_workers(monkeypatch):
     monkeypatch.setenv(process.INSIDE, "1")
-    with pytest.raises(RuntimeError, match="a reward worker must not start workers of its own"):
+    with pytest.raises(RuntimeError, match="a worker must not start workers of its own"):
         RewardGuard(graders.length)
 
 
