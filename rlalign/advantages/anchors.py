@@ -55,7 +55,13 @@ def anchor_ids(
     return ids
 
 
-def past_ids(anchors: Sequence[Hashable], trajectory: Sequence[int], step: Sequence[int], *, length: int) -> np.ndarray:
+def past_ids(
+    anchors: Sequence[Hashable],
+    trajectory: Sequence[int] | np.ndarray,
+    step: Sequence[int] | np.ndarray,
+    *,
+    length: int,
+) -> np.ndarray:
     """Ids of environment states with what came before them, for hierarchy_of_groups, on the host.
 
     Args:

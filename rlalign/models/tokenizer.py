@@ -76,6 +76,28 @@ class Tokenizer:
         masks = [self._words(tokens) if learnt else np.zeros(len(tokens), bool) for tokens, learnt in turns]
         return np.concatenate([tokens for tokens, _ in turns]), np.concatenate(masks)
 
+    def between(self, answer: str, message: str, *, ended: bool = True) -> np.ndarray:
+        """i32[P]: what a dialogue has between the assistant's end token and its next turn, for a message of the user's.
+
+        For transcripts that are continued token by token: prompt, sampled tokens, and this.
+
+        Args:
+          answer: some text of the assistant's, of which nothing is in the result.
+          message: the user's.
+          ended: whether the sampled tokens hold their end token; without it, it comes first.
+
+        Raises:
+          ValueError: as dialogue.
+        """
+        before = [{"role": "user", "content": "-"}, {"role": "assistant", "content": answer}]
+        turns = self._turns([*before, {"role": "user", "content": message}])
+        if len(turns) < 3:
+            raise ValueError("the chat template writes earlier turns otherwise once later ones follow: use `rebuilt`")
+        said = turns[-2][0]
+        words = self._words(said)
+        end = said[:0] if ended else said[words][-1:]
+        return np.concatenate([end, said[~words], turns[-1][0]])
+
     def drifted(self, responses: Iterable[Sequence[int]]) -> list[int]:
         """Which responses become other tokens when their text is encoded again.
 

@@ -216,6 +216,7 @@ def sample(
     config: SampleConfig,
     prompt_ids: Sequence[int] | None = None,
     mesh: Mesh | None = None,
+    at_least: tuple[int, int] = (1, 1),
 ) -> Rollouts:
     """config.num_samples responses to each prompt.
 
@@ -227,6 +228,8 @@ def sample(
       config: what to draw from.
       prompt_ids: identities that keys fold; None takes Prompt.id, or the place in the list for arrays.
       mesh: prompts are cut over data and fsdp.
+      at_least: (prompts, tokens of the longest) to compile for where there are fewer: calls of many sizes then share
+        a program.
 
     Returns:
       Rollouts of N = len(prompts) * num_samples NumPy rows, R = max_new_tokens.
@@ -239,7 +242,7 @@ def sample(
         prompt_ids = own_ids(prompts)
     if len(prompt_ids) != len(prompts):
         raise ValueError(f"prompt_ids has {len(prompt_ids)} entries for {len(prompts)} prompts")
-    count, width = prompt_buckets(len(tokens), max(map(len, tokens)), mesh)
+    count, width = prompt_buckets(max(len(tokens), at_least[0]), max(*map(len, tokens), at_least[1]), mesh)
     token, length = np.zeros((count, width), np.int32), np.ones(count, np.int32)
     ids, real = np.zeros(count, np.uint32), np.arange(count) < len(tokens)
     for i, p in enumerate(tokens):

@@ -1,0 +1,55 @@
+"""A tokenizer of whole words, for environments whose texts are made of a small closed vocabulary."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+PAD, EOS = 0, 1
+_PIECE = re.compile(r"\w+|[^\w\s]")
+_TIGHT = re.compile(r" ([\]\[.,;:?!)])|([\[(]) ")  # no space before, or behind
+
+
+class Words:
+    """Words, numbers and punctuation marks as tokens; upper case becomes lower.
+
+    Args:
+      vocabulary: all that texts can hold, such as house.VOCABULARY.
+
+    >>> words = Words(["go", "to", "fridge", "1", "."])
+    >>> words.encode("go to fridge 1.").tolist()
+    [2, 3, 4, 5, 6]
+    >>> words.decode([2, 3, 4, 5, 6, EOS])
+    'go to fridge 1.'
+    """
+
+    def __init__(self, vocabulary: Sequence[str]):
+        self._words = list(vocabulary)
+        self._ids = {word: number for number, word in enumerate(self._words, start=EOS + 1)}
+        if len(self._ids) != len(self._words):
+            raise ValueError("the vocabulary holds a word twice: give each once")
+        self._known: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Ids, padding and end included."""
+        return len(self._words) + EOS + 1
+
+    def encode(self, text: str) -> np.ndarray:
+        """i32[P] of a text.
+
+        Raises:
+          ValueError: a word outside the vocabulary.
+        """
+        if text not in self._known:
+            if len(self._known) > 1 << 16:  # texts repeat in such environments
+                self._known.clear()
+            pieces = _PIECE.findall(text.lower())
+            if unknown := [piece for piece in pieces if piece not in self._ids]:
+                raise ValueError(f"{unknown[0]!r} in {text!r:.80} is not in the vocabulary of {len(self._words)} words")
+            self._known[text] = np.array([self._ids[piece] for piece in pieces], np.int32)
+        return self._known[text]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, without padding and end."""
+        text = " ".join(self._words[int(i) - EOS - 1] for i in ids if i > EOS)
+        return _TIGHT.sub(lambda found: found[1] or found[2], text)
