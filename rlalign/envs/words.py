@@ -7,7 +7,7 @@ import numpy as np
 
 PAD, EOS = 0, 1
 _PIECE = re.compile(r"\w+|[^\w\s]")
-_TIGHT = re.compile(r" ([\]\[.,;:?!)])|([\[(]) ")  # no space before, or behind
+_TIGHT = re.compile(r" ([\].,;:?!)])| ?(\[) ?|(\() ")  # no space before, around, behind
 
 
 class Words:
@@ -52,4 +52,4 @@ class Words:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, without padding and end."""
         text = " ".join(self._words[int(i) - EOS - 1] for i in ids if i > EOS)
-        return _TIGHT.sub(lambda found: found[1] or found[2], text)
+        return _TIGHT.sub(lambda found: found[1] or found[2] or found[3], text)
