@@ -6,8 +6,21 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 PAD, EOS = 0, 1
-_PIECE = re.compile(r"\w+|[^\w\s]")
 _TIGHT = re.compile(r" ([\].,;:?!)])| ?(\[) ?|(\() ")  # no space before, around, behind
+
+
+def words(text: str) -> list[str]:
+    """Words, numbers and punctuation marks of a text.
+
+    >>> words("click[item 12]"), words("look, apple 1!")
+    (['click', '[', 'item', '12', ']'], ['look', ',', 'apple', '1', '!'])
+    """
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
+def vocabulary(texts: Iterable[str]) -> tuple[str, ...]:
+    """The sorted words of texts in which "%s" stands for others."""
+    return tuple(sorted({word for text in texts for word in words(text.replace("%s", " "))}))
 
 
 class Words:
@@ -43,7 +56,7 @@ class Words:
         if text not in self._known:
             if len(self._known) > 1 << 16:  # texts repeat in such environments
                 self._known.clear()
-            pieces = _PIECE.findall(text.lower())
+            pieces = words(text.lower())
             if unknown := [piece for piece in pieces if piece not in self._ids]:
                 raise ValueError(f"{unknown[0]!r} in {text!r:.80} is not in the vocabulary of {len(self._words)} words")
             self._known[text] = np.array([self._ids[piece] for piece in pieces], np.int32)
