@@ -208,7 +208,7 @@ def try_out(algorithm: Algorithm) -> None:
     Raises:
       ValueError: what they raise themselves, or an advantage that is not f[N] or f[N, R].
     """
-    sizes = {"N": 4, "R": 2, "C": 3, "num_groups": 2, "M": 2}
+    sizes = {"N": 4, "R": 2, "C": 3, "L": 3, "num_groups": 2, "M": 2}
 
     def array(spec: str) -> jax.ShapeDtypeStruct:
         kind, axes = spec.split("]")[0].split("[")
