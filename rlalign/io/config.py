@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 from rlalign.algorithms import get_algorithm
+from rlalign.envs.episodes import Episodes
 from rlalign.models.config import DTYPES
 from rlalign.rollout.config import SampleConfig
 from rlalign.train.optimizer import OptimizerConfig
@@ -173,6 +174,86 @@ class OfflineConfig:
     def steps_per_iteration(self, examples: int) -> int:
         """Optimizer steps in which so many examples are seen `epochs` times."""
         return max(math.ceil(self.epochs * examples / self.examples_per_step - 1e-9), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig:
+    """Everything `fit_agent` needs to know besides the model, the environment and how it is talked to.
+
+    Args:
+      folder: where metrics, checkpoints, the report and the trajectories go; a run found there is continued.
+      steps: batches of episodes.
+      tasks_per_step: groups a step, episodes.copies episodes each.
+      episodes: how they are played and made comparable; its sampling's temperature must be the algorithm's.
+      optimizer: AdamW and its schedule.
+      row_length: tokens a row of the forest; a prompt and its answer must fit.
+      algorithm: an entry of ALGORITHMS that learns from rewards: gigpo, hgpo, or one that compares answers, which then
+        compares whole episodes (grpo, rloo, ...); `fit_agent(..., algorithm=...)` may hand over one of your own.
+      num_rows: rows a batch; None takes a bucket that fits.
+      resample: how often a step plays further tasks in place of those whose episodes all scored the same (DAPO's
+        dynamic sampling); 0 keeps such groups, which teach nothing but their penalties and step parts.
+      epochs: passes over each batch, with old_logp fixed.
+      minibatches: optimizer steps a pass.
+      microbatches: parts over which the gradient of one optimizer step is accumulated.
+      seed: of tasks' order, sampling and everything else.
+      eval_every: steps between evaluations on held-out tasks, one episode each; the last state is always evaluated.
+      eval_tasks: how many of them, the first ones.
+      eval_temperature: of those episodes; GiGPO's validation takes .4. None is the training temperature.
+      checkpoint_every: steps between checkpoints.
+      keep: checkpoints that stay, besides the best.
+      max_lost_share: a step in which a larger share of episodes is lost to their environments ends the run with exit
+        code 3.
+      max_bad_steps: so many non-finite gradients in a row end the run with exit code 3.
+      groups_shown: groups of the training batch whose episodes are kept for the page at each evaluation.
+      keep_params: whether the parameters that are given can be used afterwards.
+      profile: "3:5" writes a jax.profiler trace of steps 3 and 4; None for none.
+
+    Raises:
+      ValueError: a setting out of range or at odds with another, with both values.
+    """
+
+    folder: str
+    steps: int
+    tasks_per_step: int
+    episodes: Episodes
+    optimizer: OptimizerConfig
+    row_length: int
+    algorithm: str = "gigpo"
+    num_rows: int | None = None
+    resample: int = 0
+    epochs: int = 1
+    minibatches: int = 1
+    microbatches: int = 1
+    seed: int = 0
+    eval_every: int = 10
+    eval_tasks: int = 64
+    eval_temperature: float | None = None
+    checkpoint_every: int = 50
+    keep: int = 2
+    max_lost_share: float = 0.2
+    max_bad_steps: int = 5
+    groups_shown: int = 2
+    keep_params: bool = True
+    profile: str | None = None
+
+    def __post_init__(self):
+        get_algorithm(self.algorithm)
+        counts = ("steps", "tasks_per_step", "row_length", "epochs", "minibatches", "microbatches", "eval_every")
+        _at_least_one(self, *counts, "eval_tasks", "checkpoint_every", "keep", "max_bad_steps")
+        if not 0 <= self.max_lost_share <= 1:
+            raise ValueError(f"max_lost_share must lie in [0, 1], got {self.max_lost_share}")
+        for name in ("seed", "resample", "groups_shown"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.eval_temperature is not None and not self.eval_temperature > 0:
+            raise ValueError(f"eval_temperature must be > 0 or None, got {self.eval_temperature}")
+        need = self.episodes.max_prompt + self.episodes.sampling.max_new_tokens
+        if need > self.row_length:
+            raise ValueError(
+                f"row_length={self.row_length} is below {need}, a prompt of episodes.max_prompt="
+                f"{self.episodes.max_prompt} and max_new_tokens={self.episodes.sampling.max_new_tokens}: raise it"
+            )
+        traced_steps(self.profile)
 
 
 def _at_least_one(config, *names: str) -> None:

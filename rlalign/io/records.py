@@ -109,9 +109,9 @@ def read(
     items: list[T] = []
     dropped: list[Dropped] = []
     seen: dict[Any, int] = {}
-    for line, raw in _lines(path):
+    for line, raw in lines_of(path):
         try:
-            record = _parse(raw)
+            record = parse_line(raw)
             name, number = (line - 1, line - 1) if id_field is None else _identity(member(record, id_field))
             if name in seen:
                 detail = f"id {name!r} was used at line {seen[name]} already"
@@ -168,7 +168,7 @@ def kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
+def lines_of(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
     """Line numbers from 1 and the lines that are not blank, one at a time."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file (looked from {os.getcwd()}); give a .jsonl file")
@@ -183,7 +183,7 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
                 yield line, raw
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def parse_line(raw: bytes) -> dict[str, Any]:
     try:
         record = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -42,6 +42,15 @@ _CHARTS = {
         ("Groups without signal", "", "every advantage is 0", "groups_without_signal"),
         ("Learning rate", "", "", "learning_rate"),
     ),
+    "Episodes": (
+        ("Steps of an episode", "", "mean", "episode_steps"),
+        ("Score", "", "in [0, 1], the environment's own", "score"),
+        ("Invalid actions", "%", "share of steps", "invalid_actions"),
+        ("Steps in anchor groups", "%", "of two or more", "anchor_share"),
+        ("Anchor groups", "", "mean size", "anchor_size"),
+        ("Step part beside episode part", "×", "mean |A_S| / mean |A_E|", "step_to_episode"),
+        ("Episodes lost", "", "to their environments", "episodes_lost"),
+    ),
     "Responses": (
         ("Response length", "", "tokens, mean", "response_length"),
         ("Truncated responses", "%", "no end before the limit", "truncated_share"),
@@ -52,7 +61,7 @@ _CHARTS = {
         ("Shared-prefix gain", "×", "tokens if repeated / tokens stored", "prefix_gain"),
     ),
 }
-_PHASES = ("seconds_rollout", "seconds_reward", "seconds_pack", "seconds_update")
+_PHASES = ("seconds_rollout", "seconds_reward", "seconds_group", "seconds_pack", "seconds_update")
 _SAMPLES_SHOWN = 12
 _RIGHT = 0.5  # a reward from here on counts as right, unless the sample has "correct"
 
@@ -85,7 +94,7 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
         _configuration(config),
     ]
     report = folder / "report.html"
-    write_atomic(report, PAGE.format(title=_text(title), style=PAGE_CSS, body="\n".join(filter(None, body))))
+    write_atomic(report, PAGE.format(title=text_html(title), style=PAGE_CSS, body="\n".join(filter(None, body))))
     return report
 
 
@@ -94,7 +103,7 @@ def _with_gain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "prefix_gain": repeated / stored} if stored and repeated else dict(row)
 
 
-def _text(value: Any) -> str:
+def text_html(value: Any) -> str:
     """Escaped text in which control characters are visible instead of acting."""
     visible = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
     hidden = dict.fromkeys([0x7F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
@@ -108,10 +117,12 @@ def _header(title: str, config: Mapping[str, Any], rows: Rows) -> str:
     versions = config.get("versions")
     made = [f"{name} {version}" for name, version in versions.items()] if isinstance(versions, dict) else []
     facts = [*named, *made, f"{len(rows):,} steps", _duration(sum(y for _, y in column(rows, "seconds")))]
-    chips = "".join(f"<li>{_text(fact)}</li>" for fact in facts if fact)
+    chips = "".join(f"<li>{text_html(fact)}</li>" for fact in facts if fact)
     if lead:
-        chips = f'<li class="lead">{_text(lead)}</li>{chips}'
-    return f'<header><p class="eyebrow">rlalign run</p><h1>{_text(title)}</h1><ul class="chips">{chips}</ul></header>'
+        chips = f'<li class="lead">{text_html(lead)}</li>{chips}'
+    return (
+        f'<header><p class="eyebrow">rlalign run</p><h1>{text_html(title)}</h1><ul class="chips">{chips}</ul></header>'
+    )
 
 
 def _is_simple(value: Any) -> bool:
@@ -233,7 +244,7 @@ def _samples(samples: Rows) -> str:
     prompts.sort(key=lambda prompt: sum(prompt not in table for table in tables))  # those in both come first
     heads = [f"Before, step {first:,}", f"After, step {last:,}"][: 2 if last > first else 1]
     body = "".join(
-        f'<tr><th scope="row"><pre dir="auto">{_text(prompt)}</pre></th>'
+        f'<tr><th scope="row"><pre dir="auto">{text_html(prompt)}</pre></th>'
         + "".join(_sample(table.get(prompt), head) for table, head in zip(tables, heads, strict=False))
         + "</tr>"
         for prompt in prompts[:_SAMPLES_SHOWN]
@@ -260,7 +271,7 @@ def _sample(sample: Mapping[str, Any] | None, head: str) -> str:
     if "reward" not in sample and "correct" not in sample:  # nobody judged it
         tone = mark = ""
     verdict = f'<span class="tag {tone}">{mark} {shown}</span>' if mark else ""
-    completion = _text(sample.get("completion", ""))
+    completion = text_html(sample.get("completion", ""))
     return (
         f'<td data-head="{head}"><div class="answer"><pre dir="auto" class="{tone}">{completion}</pre>'
         f"<p>{verdict}{cut}</p></div></td>"
@@ -269,7 +280,8 @@ def _sample(sample: Mapping[str, Any] | None, head: str) -> str:
 
 def _configuration(config: Mapping[str, Any]) -> str:
     fields = [
-        f"<tr><th>{_text(name)}</th><td><code>{_text(value)}</code></td></tr>" for name, value in _flatten(config)
+        f"<tr><th>{text_html(name)}</th><td><code>{text_html(value)}</code></td></tr>"
+        for name, value in _flatten(config)
     ]
     if not fields:
         return ""

@@ -16,7 +16,7 @@ from rlalign import hosts
 from rlalign.algorithms import ALGORITHMS, NEEDS, Algorithm, try_out
 from rlalign.io.config import RunConfig
 from rlalign.io.mixture import entries_at_step, reward_by_set
-from rlalign.io.session import Clock, RunAborted, Updates, in_rows
+from rlalign.io.session import Clock, RunAborted, Updates, in_rows, passes
 from rlalign.models.decoder import Decoder
 from rlalign.rewards import score
 from rlalign.rollout import sample
@@ -24,7 +24,7 @@ from rlalign.train.batch import MAX_LOG_WEIGHT, make_batch
 from rlalign.train.mesh import AnyMesh, row_shards
 from rlalign.train.optimizer import make_schedule
 from rlalign.train.score import Judge, make_scorer
-from rlalign.train.step import make_train_step, split_batch
+from rlalign.train.step import make_train_step
 from rlalign.types import Batch, Packed, Params, Rewards, Rollouts, StopReason, TrainState
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Runner:
             batch = self._pack(prompts, rollouts, rewards, fields=fields, old_policy=old_policy)
         with clock("update"):
             learning_rate = float(np.asarray(self.schedule(state.step)))
-            state, metrics = self._updates(state, batch)
+            state, metrics = passes(self.update, state, batch, epochs=config.epochs, minibatches=config.minibatches)
         seconds = sum(clock.seconds.values())
         metrics |= rollout_metrics(config, prompts, rollouts, rewards, batch)
         metrics |= reward_by_set(self.prompts, chosen[rollouts.prompt], rewards)
@@ -156,18 +156,6 @@ class Runner:
             **given,
         )
         return in_rows(pack, self.config.num_rows)
-
-    def _updates(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-        """config.epochs passes in config.minibatches optimizer steps each; metrics are those of the last."""
-        cut = self.config.minibatches
-        parts = [batch] if cut == 1 else _minibatches(batch, cut)
-        skipped = 0
-        metrics: dict[str, Any] = {}
-        for _ in range(self.config.epochs):
-            for part in parts:
-                state, metrics = self.update(state, part)
-                skipped += int(metrics["skipped"])
-        return state, metrics | {"skipped": skipped}
 
     def _check_rewards(self, rewards: Rewards) -> None:
         invalid = ~rewards.valid
@@ -358,8 +346,3 @@ def resolve(config: RunConfig, algorithm: Algorithm) -> Algorithm:
     if algorithm.max_length is None:
         algorithm = dataclasses.replace(algorithm, max_length=config.sampling.max_new_tokens)
     return algorithm
-
-
-def _minibatches(batch: Batch, count: int) -> list[Batch]:
-    parts = split_batch(batch, count)
-    return [jax.tree.map(lambda x, k=k: x[k], parts) for k in range(count)]

@@ -23,6 +23,7 @@ from rlalign.io.files import write_atomic
 from rlalign.io.metrics import MetricsLog, progress, read_metrics
 from rlalign.models.decoder import Decoder
 from rlalign.models.lora import frozen, trained
+from rlalign.train.step import split_batch
 from rlalign.types import Batch, TrainState
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,23 @@ class Updates:
                 f"({self.learning_rate}) or look at the data and rewards; nothing of them was applied"
             )
         return state, metrics
+
+
+def passes(
+    update: Callable, state: TrainState, batch: Batch, *, epochs: int, minibatches: int
+) -> tuple[TrainState, dict[str, Any]]:
+    """`epochs` passes over a batch in `minibatches` optimizer steps each; metrics are the last's, skips of all."""
+    parts = [batch]
+    if minibatches > 1:
+        cut = split_batch(batch, minibatches)
+        parts = [jax.tree.map(lambda x, k=k: x[k], cut) for k in range(minibatches)]
+    skipped = 0
+    metrics: dict[str, Any] = {}
+    for _ in range(epochs):
+        for part in parts:
+            state, metrics = update(state, part)
+            skipped += int(metrics["skipped"])
+    return state, metrics | {"skipped": skipped}
 
 
 def train_steps(
@@ -198,7 +216,8 @@ def recorder(
         yield lambda step, metrics: None
         return
     write_atomic(folder / "config.json", json.dumps(about, indent=1))
-    _keep_samples_before(folder / "samples.jsonl", start)
+    for name in ("samples.jsonl", "episodes.jsonl"):
+        _keep_samples_before(folder / name, start)
     with MetricsLog(folder / "metrics.jsonl", resume_step=start) as log, progress(steps, start) as show:
 
         def record(step: int, metrics: dict[str, Any]) -> None:
