@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlalign.algorithms import ALGORITHMS, Algorithm
+    from rlalign.envs.episodes import Episodes, play
+    from rlalign.envs.processes import WorkerWorlds
+    from rlalign.envs.prompting import bare, chat_transcript, rebuilt, tagged, transcript
+    from rlalign.envs.worlds import Worlds
     from rlalign.forest import pack, split
-    from rlalign.io.config import OfflineConfig, RunConfig
+    from rlalign.io.agents import fit_agent
+    from rlalign.io.config import AgentConfig, OfflineConfig, RunConfig
     from rlalign.io.data import read_prompts
     from rlalign.io.examples import chat_encoding, plain_encoding, read_demonstrations, read_preferences
     from rlalign.io.loop import fit
@@ -105,6 +110,18 @@ _HOME = {
     "fit": "rlalign.io.loop",
     "OfflineConfig": "rlalign.io.config",
     "fit_offline": "rlalign.io.offline",
+    # agents: tasks -> episodes -> a row each step -> advantage -> pack -> train step
+    "Worlds": "rlalign.envs.worlds",
+    "WorkerWorlds": "rlalign.envs.processes",
+    "Episodes": "rlalign.envs.episodes",
+    "play": "rlalign.envs.episodes",
+    "rebuilt": "rlalign.envs.prompting",
+    "transcript": "rlalign.envs.prompting",
+    "chat_transcript": "rlalign.envs.prompting",
+    "tagged": "rlalign.envs.prompting",
+    "bare": "rlalign.envs.prompting",
+    "AgentConfig": "rlalign.io.config",
+    "fit_agent": "rlalign.io.agents",
     # what travels
     "Batch": "rlalign.types",
     "Demonstration": "rlalign.types",

@@ -23,6 +23,8 @@ CORE = (  # the pure maths, module by module
     *("algorithms", "algorithms.algorithm", "algorithms.registry", "algorithms.parity", "algorithms.page"),
 )
 
+DOCTESTED = ("envs.sums", "envs.house", "envs.shop", "envs.words", "envs.prompting", "io.mixture")
+
 # Arrows point to a lower tier. Among models, rollout and train, see ALLOWED.
 TIERS = [
     {"types", "checks", "compat", "hosts"},
@@ -425,7 +427,7 @@ def test_nothing_that_is_read_is_executed():
     assert forbidden(ast.parse(probe)) == ["eval", "pickle", "allow_pickle=True"]
 
 
-@pytest.mark.parametrize("name", [*CORE, "envs.sums", "io.mixture"])
+@pytest.mark.parametrize("name", [*CORE, *DOCTESTED])
 def test_examples_in_docstrings(name):
     module = importlib.import_module(f"rlalign.{name}")
     result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)

@@ -128,6 +128,10 @@ def test_demonstrations_of_an_expert():
     ]
     assert [int(s.prompt.tokens[0]) for s in shown] == [1, 2, 3, 1, 2]
     assert all(s.response.tolist() == [2] for s in shown)
+    whole = shown_by_expert(Knowing(), [0, 1], **how, learn="all")
+    assert [w.response.tolist() for w in whole] == [[2]] * 5, "prompts of one token"
+    longer = shown_by_expert(Knowing(), [0], **(how | {"form": lambda *_: np.array([7, 8])}), learn="all")
+    assert (longer[0].prompt.tokens.tolist(), longer[0].response.tolist()) == ([7], [8, 2])
     noisy = shown_by_expert(Knowing(), range(50), **how, noise=0.5)
     share = np.mean([s.response[0] == 1 for s in noisy])
     assert 0.15 < share < 0.35, "half of half of them"
