@@ -23,6 +23,9 @@ PLANS = (  # file, topology, what is changed in the file
     ("qwen2_5_1_5b", "v5e:4x4", {}),
     ("qwen2_5_7b", "v5p:2x2x4", {}),
     ("llama_70b", "v5p:8x8x4", {}),
+    ("gprs_tldr", "v5p:2x2x4", {}),
+    ("gprs_math", "v5p:2x2x4", {}),
+    ("gsil_zephyr", "v5p:2x2x4", {}),
     ("qwen2_5_7b", "v5e:2x2", {"fsdp": 4}),
 )
 GIB = 2**30

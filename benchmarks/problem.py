@@ -95,7 +95,7 @@ def update_flops(config: ra.ModelConfig, shape: Shape, *, shared: bool) -> float
     """Floating-point operations of one update, counted from shapes; AdamW is 16 a weight."""
     c, (P, R, G, B) = config, shape
     tokens = B * (P + G * R if shared else G * (P + R))
-    pairs = B * (visible_pairs(P, R, G) if shared else G * visible_pairs(P, R, 1))
+    pairs = B * (visible_pairs(P, [R] * G) if shared else G * visible_pairs(P, [R]))
     weights = c.layers * layer_weights(c) + c.vocab_size * c.width
     return flops.update_flops(c, tokens=tokens, pairs=pairs, responses=B * G * R) + 16 * weights
 

@@ -6,7 +6,8 @@
     python experiments/gprs_reward_quality.py --reward rule                    # +1 or -1 by the verifier, no model
     python experiments/gprs_reward_quality.py --sweep                          # all runs, and the page of results
     python experiments/gprs_reward_quality.py --preset smoke                   # a few steps, for the machinery
-    rlalign plan experiments/plans/gprs_tldr.toml --topology v5p:2x2x1         # the paper's, planned: see README
+    python experiments/gprs_reward_quality.py --preset paper --topology v5p:2x2x4  # the paper's RLHF, planned, not run;
+                                                                               # with --reward rule its reasoning run
 
 As in RLHF: a policy imitates demonstrations (sums of numbers below 100, of which 75% have a wrong digit). A reward
 model, begun from that policy or smaller and from nothing, learns from pairs of a right and a wrong answer (a digit is
@@ -36,6 +37,7 @@ import numpy as np
 import tyro
 
 import rlalign as ra
+from rlalign.cli import plan_paper
 from rlalign.envs import sums
 from rlalign.io.comparison import write_comparison
 from rlalign.io.files import fingerprint, write_atomic
@@ -83,13 +85,14 @@ class GprsRewardQuality:
     Args:
       kl_coef: of every algorithm alike; the paper's RLHF takes .05 for gprs.
       sweep: all algorithms, reward models and `seeds`, the distortions with seed 0; finished runs are not repeated.
+      topology: devices that the paper's run is planned for (preset "paper": nothing is run).
     """
 
     algorithm: Literal["gprs", "gprs_weight", "grpo", "rloo", "reinforce_pp"] = "gprs"
     reward: Literal["good", "noise20", "noise40", "medium", "small", "rule"] = "good"
     distortion: Literal["none", "scaled", "shifted", "heavy", "saturated"] = "none"
     seed: int = 0
-    preset: Literal["smoke", "laptop"] = "laptop"
+    preset: Literal["smoke", "laptop", "paper"] = "laptop"
     steps: int = 150
     warmup_steps: int = 500
     reward_steps: int = 600
@@ -99,6 +102,7 @@ class GprsRewardQuality:
     sweep: bool = False
     seeds: int = 3
     folder: str = "runs/gprs-reward-quality"
+    topology: str = "v5p:2x2x4"
 
 
 PRESETS = {
@@ -361,4 +365,7 @@ def main(config: GprsRewardQuality) -> dict:
 
 if __name__ == "__main__":
     flags = tyro.cli(GprsRewardQuality)
+    if flags.preset == "paper":
+        plan = "gprs_math.toml" if flags.reward == "rule" else "gprs_tldr.toml"
+        sys.exit(plan_paper(Path(__file__).parent / "plans" / plan, flags.topology))
     print(json.dumps(main(dataclasses.replace(flags, **PRESETS[flags.preset]))))

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -11,6 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="rlalign", description="Critic-free alignment of language models in JAX.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_plan(commands)
+    _add_trajectories(commands)
     asked = parser.parse_args(arguments)
     try:
         return asked.run(asked)
@@ -26,10 +28,26 @@ def _add_plan(commands) -> None:
     plan.add_argument("--topology", required=True, help="such as v5e:4x4, v5p:2x2x4, v6e:2x2, tpu7x:2x2x1, h100:8")
     plan.add_argument("--compile", action="store_true", help="compile for it too: minutes; needs the extra tpu, no TPU")
     plan.add_argument("--json", action="store_true", help="one JSON line instead of the page")
-    plan.add_argument("--prompt-length", type=int, help="tokens of the longest prompt, in place of the file's")
+    for text in ("prompt", "response"):
+        about = f"tokens of the longest {text}, in place of the file's"
+        plan.add_argument(f"--{text}-length", type=int, help=about + " (fit_offline)" * (text == "response"))
     for axis in ("data", "fsdp", "tensor"):
         plan.add_argument(f"--{axis}", type=int, help=f"devices along {axis}, in place of the file's")
     plan.set_defaults(run=_plan)
+
+
+def _add_trajectories(commands) -> None:
+    about = "one page of what agents did: RUN_FOLDER/trajectories.html, from its episodes.jsonl"
+
+    def write(asked: argparse.Namespace) -> int:
+        from rlalign.io.trajectories import write_trajectories
+
+        print(write_trajectories(asked.folder))
+        return 0
+
+    trajectories = commands.add_parser("trajectories", help=about, description=about)
+    trajectories.add_argument("folder", metavar="RUN_FOLDER", help="with episodes.jsonl")
+    trajectories.set_defaults(run=write)
 
 
 def _plan(asked: argparse.Namespace) -> int:
@@ -40,7 +58,8 @@ def _plan(asked: argparse.Namespace) -> int:
 
     sizes = {axis: getattr(asked, axis) for axis in ("data", "fsdp", "tensor") if getattr(asked, axis) is not None}
     topology = parse_topology(asked.topology)
-    plan = estimate(read_job(asked.config, prompt_length=asked.prompt_length, **sizes), topology)
+    lengths = {"prompt_length": asked.prompt_length, "response_length": asked.response_length}
+    plan = estimate(read_job(asked.config, **lengths, **sizes), topology)
     compiled = {}
     if asked.compile:
         from rlalign.plan.compiled import compile_job
@@ -48,6 +67,23 @@ def _plan(asked: argparse.Namespace) -> int:
         compiled = compile_job(plan.job, topology)
     print(as_json(plan, compiled) if asked.json else page(plan, compiled))
     return int(any(lack > 0 for lack in missing_gib(plan, compiled).values()))
+
+
+def plan_paper(file: str | Path, topology: str) -> int:
+    """What `--preset paper` of an experiment does: the paper's run is not run but planned, all devices along fsdp.
+
+    Prints the page, the command that compiles it, and the same numbers as one line of JSON.
+
+    Raises:
+      ValueError: a topology that does not exist.
+    """
+    from rlalign.plan import parse_topology
+
+    asked = [str(file), "--topology", topology, "--fsdp", str(parse_topology(topology).devices)]
+    if main(["plan", *asked]) == 2:
+        return 2
+    print(f'\nTo compile it too, which takes minutes: make plan ARGS="{" ".join(asked)} --compile"')
+    return main(["plan", *asked, "--json"])
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ from jax.sharding import Mesh
 
 from rlalign import hosts
 from rlalign.algorithms import ALGORITHMS, Algorithm, try_out
-from rlalign.forest import NotEnoughRows
 from rlalign.io.config import OfflineConfig
 from rlalign.io.iteration import Examples, Iterations, Prepared, is_truncated
 from rlalign.io.mixture import entries_at_step
-from rlalign.io.session import Clock, Updates
+from rlalign.io.session import Clock, Updates, in_rows
 from rlalign.models.decoder import Decoder
-from rlalign.train.mesh import row_shards
+from rlalign.train.mesh import AnyMesh, row_shards
 from rlalign.train.offline import LEARNT_FROM, RESPONSES, make_offline_batch
 from rlalign.train.optimizer import make_schedule
 from rlalign.train.step import init_state, make_train_step
@@ -54,7 +53,9 @@ class Learner:
         return entries_at_step(self.examples, config.examples_per_step, seed=config.seed, step=step)
 
     def renew(self, state: TrainState) -> TrainState:
-        """The same parameters with an optimizer that begins anew."""
+        """The same parameters with an optimizer that begins anew; the old one's state is let go before."""
+        for leaf in jax.tree.leaves(state.opt_state):
+            leaf.delete()
         return init_state(self.decoder, state.params, self.optimizer, copy=False)._replace(
             step=state.step, skipped=state.skipped
         )
@@ -127,11 +128,7 @@ class Learner:
             ref_logp=ref_logp,
             valid=valid,
         )
-        try:
-            return pack(num_rows=self.config.num_rows)
-        except NotEnoughRows as error:
-            log.warning("a batch of another shape, which compiles once: %s", error)
-            return pack(num_rows=None)
+        return in_rows(pack, self.config.num_rows)
 
 
 def _responses(example: Any) -> list[np.ndarray]:
@@ -149,7 +146,7 @@ def _longest_response(config: OfflineConfig, examples: Examples) -> int:
 
 
 def check_offline(
-    config: OfflineConfig, decoder: Decoder, algorithm: Algorithm, examples: Examples, mesh: Mesh | None
+    config: OfflineConfig, decoder: Decoder, algorithm: Algorithm, examples: Examples, mesh: AnyMesh | None
 ) -> None:
     """Refuses, before anything is written or sampled, what would fail later.
 

@@ -1,7 +1,7 @@
 """The real programs of a job, compiled ahead of time for devices that are not there, by libtpu."""
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,9 +12,10 @@ from rlalign.plan.devices import Topology
 from rlalign.plan.job import Job
 from rlalign.rollout.sampler import trace_sample
 from rlalign.train.mesh import make_mesh, shardings
+from rlalign.train.offline import LEARNT_FROM, make_offline_batch
 from rlalign.train.optimizer import make_optimizer
 from rlalign.train.step import init_state, make_train_step
-from rlalign.types import Batch, TrainState
+from rlalign.types import Batch, Prompt, TrainState
 
 
 class Compiled(NamedTuple):
@@ -32,7 +33,7 @@ class Compiled(NamedTuple):
 
 
 def compile_job(job: Job, topology: Topology) -> dict[str, Compiled]:
-    """Rollout and update of the job, compiled; needs libtpu (the extra `tpu`) and minutes, but no TPU.
+    """Rollout, where there is one, and update, compiled; needs libtpu (the extra `tpu`) and minutes, but no TPU.
 
     Raises:
       ValueError: a topology of GPUs, whose compiler wants a GPU.
@@ -53,15 +54,19 @@ def compile_job(job: Job, topology: Topology) -> dict[str, Compiled]:
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     state: TrainState = jax.tree.map(place, shapes, shardings(shapes, mesh))
 
+    load = job.load
+
     def rollout():
-        asked = {"prompts": job.run.prompts_per_step, "longest": job.prompt_length}
-        return trace_sample(job.decoder, state.params, **asked, config=job.run.sampling, mesh=mesh)
+        work = load.phases["rollout"]
+        asked = {"prompts": work.prompts, "longest": work.prompt, "config": load.sampling}
+        return trace_sample(job.decoder, state.params, **asked, mesh=mesh)
 
     def update():
-        step = make_train_step(job.decoder, job.algorithm, optimizer, mesh=mesh, microbatches=job.run.microbatches)
+        step = make_train_step(job.decoder, load.algorithm, optimizer, mesh=mesh, microbatches=job.run.microbatches)
         return step.trace(state, _batch(job))
 
-    return {"rollout": _compile(rollout), "update": _compile(update)}
+    programs = {"rollout": rollout, "update": update}
+    return {name: _compile(trace) for name, trace in programs.items() if name in load.phases}
 
 
 def _compile(trace) -> Compiled:
@@ -80,19 +85,19 @@ def _compile(trace) -> Compiled:
 
 def _batch(job: Job) -> Batch:
     """Of one optimizer step: random prompts and responses of the longest."""
-    run, rng = job.run, np.random.default_rng(0)
-    samples, response = run.sampling.num_samples, run.sampling.max_new_tokens
+    run, algorithm, work, rng = job.run, job.load.algorithm, job.load.phases["update"], np.random.default_rng(0)
     draw = lambda *shape: rng.integers(0, job.model.vocab_size, shape)
-    prompts = draw(-(-run.prompts_per_step // run.minibatches), job.prompt_length)
-    whole = [np.concatenate([p, draw(response)]) for p in prompts for _ in range(samples)]
-    parts = run.microbatches * job.shards  # of one optimizer step
-    packed = pack(
-        whole,
-        row_length=run.row_length,
-        response_start=[job.prompt_length] * len(whole),
-        parts=parts,
-        num_rows=job.rows[0] * parts,
-    )
-    numbers = np.zeros(packed.mask.shape, np.float32)
-    reference = numbers if job.algorithm.needs_reference else None
+    minibatches = work.parts // run.microbatches
+    prompts = draw(-(-work.prompts // minibatches), work.prompt)
+    responses = [[draw(length) for length in work.responses] for _ in prompts]
+    parts = run.microbatches * job.shards
+    rows: dict[str, Any] = {"row_length": run.row_length, "parts": parts, "num_rows": job.rows("update") * parts}
+    numbers = np.zeros((len(prompts) * len(work.responses), max(work.responses)), np.float32)
+    reference = numbers if algorithm.needs_reference else None
+    if algorithm.data != "rollouts":
+        kind = LEARNT_FROM[algorithm.data]
+        examples = [kind(Prompt(0, p), *answers) for p, answers in zip(prompts, responses, strict=True)]
+        return make_offline_batch(algorithm, examples, ref_logp=reference, **rows)
+    whole = [np.concatenate([p, r]) for p, answers in zip(prompts, responses, strict=True) for r in answers]
+    packed = pack(whole, response_start=np.full(len(whole), work.prompt), **rows)
     return Batch(packed, advantage=numbers[:, 0], old_logp=numbers, ref_logp=reference, weight=numbers[:, 0])

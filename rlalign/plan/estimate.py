@@ -8,7 +8,8 @@
 
 The terms are those of the programs' buffers, and the counts before them (how many copies of an MLP's activations live
 at once) were read off XLA's assignments for TPUs (`make aot` compares). Every phase also holds parameters, optimizer
-state and the reference.
+state and the reference, which in fit_offline is the policy itself. What is held between phases only is not in it: a
+restored state beside the fresh one.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from rlalign.models.config import ModelConfig
 from rlalign.models.decoder import Decoder
 from rlalign.models.lora import ADAPTER, trained
 from rlalign.plan.devices import Topology
-from rlalign.plan.flops import forward_flops, layer_weights, mean_pairs, update_flops
+from rlalign.plan.flops import forward_flops, layer_weights, update_flops
 from rlalign.plan.job import Job
 from rlalign.rollout.sampler import prompt_buckets
 from rlalign.train.mesh import shardings
@@ -45,7 +46,7 @@ class Phase(NamedTuple):
       inputs: of its own arguments that stay: parameters, optimizer state.
       working: what it makes and drops.
       beside: what lies in memory meanwhile and is not its argument.
-      seconds: of each thing that bounds it; they overlap at best.
+      seconds: of all its calls of a step, of each thing that bounds it; they overlap at best.
     """
 
     inputs: dict[str, float]
@@ -74,7 +75,7 @@ class Plan(NamedTuple):
 
     Attributes:
       parameters: of the whole model.
-      tokens, repeated: of a batch, stored once, and with every prompt repeated.
+      tokens, repeated: of a step's updates, each batch once: prompts stored once, and repeated.
       flops: of a step on all devices, by phase.
     """
 
@@ -105,35 +106,20 @@ def estimate(job: Job, topology: Topology) -> Plan:
         )
     params, resident = _resident(job)
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-    phases = {"rollout": _rollout(job, topology, resident)}
-    if job.judge is not None:
-        phases["judging"] = _judging(job, topology, resident)
-    forwards = job.algorithm.needs_reference + job.run.recompute_logp
-    if forwards:
-        phases["scoring"] = _scoring(job, topology, resident, forwards)
-    phases["update"] = _update(job, topology, resident)
-    work = _work(job)
-    samples = job.run.sampling.num_samples * job.run.prompts_per_step
-    repeated = samples * (job.prompt_length + job.run.sampling.max_new_tokens)
-    model = dataclasses.replace(job.model, remat="none")  # operations that the mathematics needs
-    flops = {
-        "rollout": forward_flops(model, **work),
-        "judging": 0.0 if job.judge is None else forward_flops(job.judge, **(_work(job, job.judge) | {"responses": 0})),
-        "scoring": forwards * forward_flops(model, **work),
-        "update": job.run.epochs * update_flops(model, **work),
-    }
-    return Plan(job, topology, count, int(work["tokens"]), repeated, flops, phases)
+    make = {"rollout": _rollout, "judging": _judging, "scoring": _scoring, "update": _update}
+    phases = {name: make[name](job, topology, resident) for name in job.load.phases}
+    flops = {name: _flops(job, name) for name in phases}
+    batch = job.load.phases["update"]
+    return Plan(job, topology, count, batch.tokens, batch.repeated, flops, phases)
 
 
-def _work(job: Job, model: ModelConfig | None = None) -> dict[str, float]:
-    """Tokens, visible pairs and response tokens of a batch whose prompts and responses are all of the longest."""
-    run, prompt = job.run, job.prompt_length
-    samples, response, groups = run.sampling.num_samples, run.sampling.max_new_tokens, run.prompts_per_step
-    return {
-        "tokens": groups * (prompt + samples * response),
-        "pairs": groups * mean_pairs(model or job.model, prompt, response, samples),
-        "responses": groups * samples * response,
-    }
+def _flops(job: Job, phase: str) -> float:
+    """Operations of a phase in a step, on all devices; of the mathematics alone, recomputation not counted."""
+    model = job.judge if phase == "judging" else job.model
+    assert model is not None
+    work = job.load.phases[phase]
+    count = update_flops if phase == "update" else forward_flops
+    return work.calls * count(dataclasses.replace(model, remat="none"), **work.counts(model))
 
 
 def _bytes(tree: Params, job: Job, *, whole: str | None = None, dtype: str | None = None) -> float:
@@ -160,10 +146,9 @@ def _resident(job: Job) -> tuple[Params, dict[str, float]]:
         found["reward model"] = _bytes(jax.eval_shape(Decoder(job.judge).init, 0), job)
     if job.model.lora:
         return params, found  # the adapter alone is copied, and the reference is the model under it
-    run, narrow = job.run, job.run.reference_dtype not in (None, job.model.dtype)
-    if job.algorithm.needs_reference:
-        found["reference"] = _bytes(params, job, dtype=run.reference_dtype)
-    if run.keep_params and (narrow or not job.algorithm.needs_reference):
+    if job.load.reference is not None:
+        found["reference"] = _bytes(params, job, dtype=job.load.reference)
+    if job.load.given:
         found["given parameters"] = _bytes(params, job)
     return params, found
 
@@ -221,13 +206,14 @@ class _Sizes:
 
 
 def _rollout(job: Job, topology: Topology, resident: dict[str, float]) -> Phase:
-    c, sampling, chip = job.model, job.run.sampling, topology.chip
-    count, width = prompt_buckets(job.run.prompts_per_step, job.prompt_length, job.mesh)
-    prompts = count // job.shards
+    c, work, sampling, chip = job.model, job.load.phases["rollout"], job.load.sampling, topology.chip
+    assert sampling is not None
+    count, width = prompt_buckets(work.prompts, work.prompt, job.mesh)
+    prompts, steps = count // job.shards, sampling.max_new_tokens
     item, rows = BYTES[c.dtype], prompts * sampling.num_samples
     head_width = -(-c.head_width // chip.lanes) * chip.lanes
     cache = 2 * c.layers * prompts * c.kv_heads * head_width * item / job.tensor
-    prefix, suffix = cache * width, cache * sampling.num_samples * sampling.max_new_tokens
+    prefix, suffix = cache * width, cache * sampling.num_samples * steps
     gathered = _bytes(job.params, job, whole="fsdp")
     sizes = _Sizes(c, prompts * width, job.tensor)
     prefill = 2 * sizes.mlp + 4 * sizes.stream  # over before the responses' cache is filled
@@ -244,14 +230,12 @@ def _rollout(job: Job, topology: Topology, resident: dict[str, float]) -> Phase:
     # A token reads the weights (of an embedding that is no head too, a row), the prompts' cache and, on average, half
     # of the responses'.
     a_token = gathered - (0.0 if c.tied_head else sizes.vocabulary) + prefix + suffix / 2
-    work, steps = _work(job), sampling.max_new_tokens
-    flops = forward_flops(c, **work) / job.devices
     travels = gathered - resident["parameters"]
     again = 1 if sampling.gather_weights else steps
     seconds = {
-        "compute": flops / chip.flops,
-        "memory": (steps * a_token + gathered) / chip.bandwidth,
-        "links": again * travels / chip.links,
+        "compute": _flops(job, "rollout") / job.devices / chip.flops,
+        "memory": work.calls * (steps * a_token + gathered) / chip.bandwidth,
+        "links": work.calls * again * travels / chip.links,
     }
     return Phase(inputs, working, _others(resident, inputs), seconds)
 
@@ -260,37 +244,31 @@ def _others(resident: dict[str, float], inputs: dict[str, float]) -> dict[str, f
     return {name: size for name, size in resident.items() if name not in inputs}
 
 
-def _part(job: Job) -> _Sizes:
-    """Of the rows that a device sees in one microbatch."""
-    return _Sizes(job.model, job.rows[0] * job.run.row_length, job.tensor)
-
-
-def _scoring(job: Job, topology: Topology, resident: dict[str, float], forwards: int) -> Phase:
+def _scoring(job: Job, topology: Topology, resident: dict[str, float]) -> Phase:
     """A forward over all rows of a device: they are not cut into microbatches."""
-    inputs = {"parameters": resident["parameters"]}
+    inputs, chip = {"parameters": resident["parameters"]}, topology.chip
     seconds = {
-        "compute": forwards * forward_flops(job.model, **_work(job)) / job.devices / topology.chip.flops,
-        "links": forwards * _gathering(job, resident) / topology.chip.links,
+        "compute": _flops(job, "scoring") / job.devices / chip.flops,
+        "links": job.load.phases["scoring"].calls * _gathering(job, resident) / chip.links,
     }
-    return Phase(inputs, _of_a_forward(job, job.model), _others(resident, inputs), seconds)
+    return Phase(inputs, _of_a_forward(job, job.model, "scoring"), _others(resident, inputs), seconds)
 
 
 def _judging(job: Job, topology: Topology, resident: dict[str, float]) -> Phase:
     """A forward of the reward model over all rows of a device."""
     assert job.judge is not None
-    inputs, work = {"reward model": resident["reward model"]}, _work(job, job.judge) | {"responses": 0}
+    inputs = {"reward model": resident["reward model"]}
     whole = _bytes(jax.eval_shape(Decoder(job.judge).init, 0), job, whole="fsdp")
     seconds = {
-        "compute": forward_flops(job.judge, **work) / job.devices / topology.chip.flops,
+        "compute": _flops(job, "judging") / job.devices / topology.chip.flops,
         "links": (whole - resident["reward model"]) / topology.chip.links,
     }
-    return Phase(inputs, _of_a_forward(job, job.judge), _others(resident, inputs), seconds)
+    return Phase(inputs, _of_a_forward(job, job.judge, "judging"), _others(resident, inputs), seconds)
 
 
-def _of_a_forward(job: Job, model: ModelConfig) -> dict[str, float]:
+def _of_a_forward(job: Job, model: ModelConfig, phase: str) -> dict[str, float]:
     """What a forward without a gradient makes, over all rows of a device at once."""
-    rows = job.rows[0] * job.run.minibatches * job.run.microbatches
-    sizes = _Sizes(model, rows * job.run.row_length, job.tensor)
+    sizes = _Sizes(model, job.rows(phase) * job.run.row_length, job.tensor)
     gathered = (COPIES_OF_LAYER * sizes.layer + COPIES_OF_HEAD * sizes.vocabulary) * (job.devices > 1)
     return {"gathered weights": gathered, "activations": 3 * sizes.mlp + 4 * sizes.stream}
 
@@ -301,35 +279,43 @@ def _gathering(job: Job, resident: dict[str, float]) -> float:
 
 
 def _update(job: Job, topology: Topology, resident: dict[str, float]) -> Phase:
-    c, run, chip, sizes = job.model, job.run, topology.chip, _part(job)
-    params = trained(job.params)
-    one = job.devices == 1
+    c, run, load, chip = job.model, job.run, job.load, topology.chip
+    params, work, updates = trained(job.params), load.phases["update"], load.updates
+    sizes = _Sizes(c, job.rows("update") * run.row_length, job.tensor)
+    inputs = {name: resident[name] for name in ("parameters", "optimizer")}
+    passes = work.calls * work.parts  # forwards and backwards a step
+    travels = passes * 3 * _gathering(job, resident)
+    if job.tensor > 1:  # an all-reduce behind attention and behind the MLP, forward, again and backward
+        times = 2 if c.remat == "none" else 3
+        travels += passes * times * c.layers * 2 * 2 * sizes.stream * (job.tensor - 1) / job.tensor
+    if job.data > 1:
+        wide = 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+        travels += updates * 2 * wide / (job.fsdp * job.tensor) * (job.data - 1) / job.data
+    flops = work.calls * update_flops(c, **work.counts(c))  # with what is computed again
+    seconds = {
+        "compute": flops / job.devices / chip.flops,
+        "memory": updates * 2 * (resident["optimizer"] + _bytes(params, job)) / chip.bandwidth,
+        "links": travels / chip.links,
+    }
+    return Phase(inputs, _of_an_update(job, params, sizes), _others(resident, inputs), seconds)
+
+
+def _of_an_update(job: Job, params: Params, sizes: _Sizes) -> dict[str, float]:
+    """What a forward and backward of one part makes; `params` are those that are trained."""
+    c, alone = job.model, job.devices == 1
     layers = _bytes(params.get(ADAPTER, {"layers": params.get("layers")}), job)  # gradients of the scan, stacked
-    wide = 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-    gradients = _bytes(params, job, dtype="float32") if run.microbatches > 1 else 0.0
     head_gradient = 0.0 if c.lora else sizes.vocabulary / sizes.item * 4
-    head = COPIES_OF_HEAD * sizes.vocabulary + head_gradient + 2 * sizes.stream
+    head, whole = COPIES_OF_HEAD * sizes.vocabulary + head_gradient + 2 * sizes.stream, sizes.vocabulary
+    if c.reward_head:  # the embedding alone: gathered before the layers, its gradient made behind all of theirs
+        head, whole = layers + head_gradient + 2 * sizes.stream, 0.0
     layer = (
         layers
         + (COPIES_OF_FROZEN_MLP if c.lora else COPIES_OF_MLP) * sizes.mlp
         + COPIES_OF_WIDTH * sizes.stream
-        + (COPIES_OF_LAYER * sizes.layer + sizes.vocabulary) * (not one)
+        + (COPIES_OF_LAYER * sizes.layer + whole) * (not alone)
     )
-    working = {
+    return {
         "kept for the backward": c.layers * sizes.kept,
-        "gradients": gradients,
+        "gradients": _bytes(params, job, dtype="float32") if job.run.microbatches > 1 else 0.0,
         "activations": max(head, layer),
     }
-    inputs = {name: resident[name] for name in ("parameters", "optimizer")}
-    travels = run.epochs * run.minibatches * run.microbatches * 3 * _gathering(job, resident)
-    if job.tensor > 1:  # an all-reduce behind attention and behind the MLP, forward, again and backward
-        passes = run.epochs * run.minibatches * run.microbatches * (2 if c.remat == "none" else 3)
-        travels += passes * c.layers * 2 * 2 * sizes.stream * (job.tensor - 1) / job.tensor
-    if job.data > 1:
-        travels += run.epochs * run.minibatches * 2 * wide / (job.fsdp * job.tensor) * (job.data - 1) / job.data
-    seconds = {
-        "compute": run.epochs * update_flops(c, **_work(job)) / job.devices / chip.flops,
-        "memory": run.epochs * run.minibatches * 2 * (resident["optimizer"] + _bytes(params, job)) / chip.bandwidth,
-        "links": travels / chip.links,
-    }
-    return Phase(inputs, working, _others(resident, inputs), seconds)

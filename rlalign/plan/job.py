@@ -2,7 +2,7 @@
 
     pretrained = "path/to/Qwen2.5-7B-Instruct" # a Hugging Face folder: of it config.json alone is read
     prompt_length = 1024                       # tokens of the longest prompt
-    steps = 1000                               # and every other field of RunConfig, with tables
+    prompts_per_step = 64                      # and every other field of RunConfig, with tables
     sampling = { num_samples = 8, ... }        # sampling and optimizer
     [mesh]
     fsdp = 16
@@ -11,7 +11,14 @@
     [judge]                                    # a reward model on the same mesh: pretrained, decoder or both, likewise
     pretrained = "path/to/a/sequence/classifier"
 
-TOML or JSON; the config.json that `fit` leaves in a run's folder is one too, but for the mesh and the prompt_length.
+A file with examples_per_step, which OfflineConfig requires and RunConfig lacks, in place of prompts_per_step is a run
+of fit_offline:
+
+    examples_per_step = 128                    # and every other field of OfflineConfig, with tables generation and
+    response_length = 512                      # optimizer; tokens of the examples' longest response, which may be left
+                                               # out where generation is given and none is longer than max_new_tokens
+
+TOML or JSON; the config.json that either leaves in a run's folder is one too, but for the mesh and the lengths.
 """
 
 import dataclasses
@@ -24,25 +31,22 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh
 
-from rlalign.algorithms import ALGORITHMS, Algorithm
-from rlalign.bins import assign_rows
-from rlalign.forest import bucket
-from rlalign.io.config import RunConfig
-from rlalign.io.runner import check_run, resolve
+from rlalign.io.config import OfflineConfig, RunConfig
 from rlalign.models.config import LoraConfig, ModelConfig, RopeScaling
 from rlalign.models.decoder import Decoder
 from rlalign.models.lora import add_lora
 from rlalign.models.pretrained import load_config
+from rlalign.plan.workload import Workload, of_fit, of_fit_offline
 from rlalign.rollout.config import SampleConfig
 from rlalign.train.mesh import AXES, check_mesh
 from rlalign.train.optimizer import OptimizerConfig
 from rlalign.types import Params
 
-# What `fit` writes beside a run's settings and a plan does not need.
-IGNORED = ("algorithm_settings", "reference_sha256", "prompts_sha256", "mixture", "model", "device", "versions")
+# What a run writes beside its settings and a plan does not need.
+IGNORED = ("algorithm_settings", "reference_sha256", "prompts_sha256", "examples_sha256", "mixture")
+IGNORED += ("model", "device", "versions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,37 +54,51 @@ class Job:
     """A run that could be started.
 
     Args:
-      run: its configuration.
-      model: the policy; with model.lora, an adapter alone is trained.
+      run: its configuration: RunConfig of fit, OfflineConfig of fit_offline.
+      model: the policy, or a reward model that is trained; with model.lora, an adapter alone is.
       prompt_length: tokens of the longest prompt.
       data, fsdp, tensor: sizes of the mesh.
       judge: the reward model of fit(judge=make_judge(...)), if there is one.
+      response_length: of fit_offline, tokens of the examples' longest response; None for generation.max_new_tokens.
 
     Raises:
-      ValueError: whatever `fit` would refuse, and an empty eos_ids: responses that never end fill the longest one.
+      ValueError: whatever the run would refuse, an empty eos_ids (responses that never end fill the longest one), and
+        a judge or response_length where there can be none.
     """
 
-    run: RunConfig
+    run: RunConfig | OfflineConfig
     model: ModelConfig
     prompt_length: int
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
     judge: ModelConfig | None = None
+    response_length: int | None = None
 
     def __post_init__(self):
-        for name in ("prompt_length", *AXES):
+        lengths = ("prompt_length",) if self.response_length is None else ("prompt_length", "response_length")
+        for name in (*lengths, *AXES):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be an int, at least 1")
-        if not self.run.sampling.eos_ids:
-            raise ValueError("sampling.eos_ids is empty: no response would ever end; name the model's end tokens")
         check_mesh(self.decoder, self.mesh)
         if self.judge is not None:
             check_mesh(Decoder(self.judge), self.mesh)
-        prompt = [np.zeros(self.prompt_length, np.int32)]
-        resolve(self.run, ALGORITHMS[self.run.algorithm])
-        check_run(self.run, self.decoder, prompt, prompt, self.mesh)
+        _ = self.load
+
+    @functools.cached_property
+    def load(self) -> Workload:
+        """What the run gives to its programs."""
+        if isinstance(self.run, RunConfig):
+            if self.response_length is not None:
+                raise ValueError(
+                    f"response_length={self.response_length} is for runs of fit_offline: the responses of fit are of "
+                    "sampling.max_new_tokens; leave it out"
+                )
+            return of_fit(self.run, self.decoder, self.prompt_length, self.mesh, judged=self.judge is not None)
+        if self.judge is not None:
+            raise ValueError("judge is for runs of fit: fit_offline has no rewards; leave it out")
+        return of_fit_offline(self.run, self.decoder, self.prompt_length, self.response_length, self.mesh)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -102,11 +120,6 @@ class Job:
         """The model."""
         return Decoder(self.model)
 
-    @property
-    def algorithm(self) -> Algorithm:
-        """As the run uses it."""
-        return resolve(self.run, ALGORITHMS[self.run.algorithm])
-
     @functools.cached_property
     def params(self) -> Params:
         """Shapes of the parameters, an adapter's too."""
@@ -122,21 +135,17 @@ class Job:
         """Devices over which rows and prompts are cut."""
         return self.data * self.fsdp
 
-    @functools.cached_property
-    def rows(self) -> tuple[int, int]:
-        """(rows a part, samples a part) of a batch whose prompts and responses are all of the longest."""
-        run, samples = self.run, self.run.sampling.num_samples
-        count, parts = run.prompts_per_step * samples, run.minibatches * run.microbatches * self.shards
-        shared = np.where(np.arange(count) % samples, self.prompt_length, 0)
-        length = np.full(count, self.prompt_length + run.sampling.max_new_tokens)
-        found = assign_rows(length, shared, row_length=run.row_length, unit=np.arange(count), parts=parts)
-        rows = max(bucket(max(map(len, found))), (run.num_rows or 0) // parts)
-        most = max(sum(map(len, part)) for part in found)
-        return rows, most if parts == 1 else max(bucket(most), bucket(-(-5 * count // (4 * parts))))
+    def rows(self, phase: str) -> int:
+        """Rows that a device sees at a time in a phase over rows."""
+        work = self.load.phases[phase]
+        rows = work.rows(self.run.row_length, self.shards)
+        return rows if phase == "update" else rows * work.parts
 
 
-def read_job(path: str | Path, *, prompt_length: int | None = None, **mesh: int) -> Job:
-    """The job that a file describes; a prompt_length and sizes of the mesh that are given replace the file's.
+def read_job(
+    path: str | Path, *, prompt_length: int | None = None, response_length: int | None = None, **mesh: int
+) -> Job:
+    """The job that a file describes; lengths and sizes of the mesh that are given replace the file's.
 
     Raises:
       FileNotFoundError: no such file.
@@ -152,10 +161,23 @@ def read_job(path: str | Path, *, prompt_length: int | None = None, **mesh: int)
     prompt_length = written if prompt_length is None else prompt_length
     if prompt_length is None:
         raise ValueError(f"{path}: prompt_length is missing: the tokens of the longest prompt (or --prompt-length)")
+    written = values.pop("response_length", None)
+    response_length = written if response_length is None else response_length
     model = _model(path, folder, _table(values, "decoder", path), "decoder")
     judge = _judge(path, values.pop("judge", None))
-    run = _build(RunConfig, {"folder": "runs/planned", **values}, str(path))
-    return Job(run, model, prompt_length, **sizes, judge=judge)
+    run = _build(_kind(values, path), {"folder": "runs/planned", **values}, str(path))
+    return Job(run, model, prompt_length, **sizes, judge=judge, response_length=response_length)
+
+
+def _kind(values: Mapping[str, Any], path: str | Path) -> type[RunConfig] | type[OfflineConfig]:
+    """Which loop's settings these are: each requires a name that the other lacks."""
+    fit, offline = "prompts_per_step" in values, "examples_per_step" in values
+    if fit == offline:
+        raise ValueError(
+            f"{path} has {'both' if fit else 'neither'} prompts_per_step (a run of fit) {'and' if fit else 'nor'} "
+            "examples_per_step (a run of fit_offline): give one of them"
+        )
+    return RunConfig if fit else OfflineConfig
 
 
 def _model(path: str | Path, folder: Any, changes: Mapping[str, Any], where: str) -> ModelConfig:
@@ -198,6 +220,7 @@ def _table(values: dict[str, Any], name: str, path: str | Path) -> dict[str, Any
 # Fields that are dataclasses themselves.
 _NESTED = {
     "sampling": SampleConfig,
+    "generation": SampleConfig,
     "optimizer": OptimizerConfig,
     "rope_scaling": RopeScaling,
     "lora": LoraConfig,

@@ -2,8 +2,11 @@
 
 import json
 
+from rlalign.io.config import RunConfig
 from rlalign.plan.compiled import Compiled
 from rlalign.plan.estimate import BYTES, GIB, Plan
+from rlalign.plan.job import Job
+from rlalign.plan.workload import Work
 
 ROWS = ("parameters", "given parameters", "optimizer", "reference", "reward model")  # what stays
 ROWS += ("gathered weights", "caches", "kept for the backward", "gradients", "activations")
@@ -19,7 +22,7 @@ def page(plan: Plan, compiled: dict[str, Compiled]) -> str:
 def _about(plan: Plan) -> list[str]:
     job, run, c = plan.job, plan.job.run, plan.job.model
     sizes = " x ".join(f"{name} {size}" for name, size in zip(("data", "fsdp", "tensor"), job.sizes, strict=True))
-    rows = f"{job.rows[0]} x {run.row_length} tokens"
+    rows = f"{job.rows('update')} x {run.row_length} tokens"
     cut = plan.parameters * BYTES[c.dtype] / (job.fsdp * job.tensor)
     held = plan.phases["update"].inputs["parameters"]
     whole = []
@@ -33,11 +36,28 @@ def _about(plan: Plan) -> list[str]:
         f"{plan.parameters / 1e9:.2f} billion parameters in {c.dtype}, {c.layers} layers, remat {c.remat}{adapter}; "
         f"{run.algorithm}",
         f"{plan.topology.name}: {plan.topology.devices} devices of {plan.topology.chip.hbm} GiB; mesh {sizes}",
-        f"a step: {run.prompts_per_step} prompts of {job.prompt_length} x {run.sampling.num_samples} responses of "
-        f"{run.sampling.max_new_tokens}: {plan.tokens:,} tokens stored, {plan.repeated:,} if prompts were repeated; "
-        f"a device sees {rows} at a time",
+        f"a step: {_asked(job.load.phases['update'])}: {plan.tokens:,} tokens stored, {plan.repeated:,} if prompts "
+        f"were repeated; a device sees {rows} at a time",
+        *_prepared(job),
         *whole,
     ]
+
+
+def _asked(work: Work) -> str:
+    count, kinds = len(work.responses), sorted(set(work.responses), reverse=True)
+    each = f"x {count} responses of {kinds[0]}" if count > 1 else f"and a response of {kinds[0]}"
+    if len(kinds) > 1:
+        each = f"and responses of {' and '.join(map(str, work.responses))}"
+    return f"{work.prompts} prompts of {work.prompt} {each}"
+
+
+def _prepared(job: Job) -> list[str]:
+    """What fit_offline does once an iteration."""
+    if isinstance(job.run, RunConfig):
+        return []
+    done = [done for phase, done in (("rollout", "answered"), ("scoring", "scored")) if phase in job.load.phases]
+    how = f"{job.run.prepare_size} examples at a time; the seconds below are a step's share"
+    return [f"once an iteration all are {' and '.join(done)}, {how}"] if done else []
 
 
 def _line(name: str, cells: list[str]) -> str:
@@ -102,10 +122,10 @@ REMEDIES = {
     "reference": 'reference_dtype = "bfloat16"; an adapter, whose reference is the model under it',
     "reward model": "more fsdp or tensor; a smaller one, or one in bfloat16",
     "gathered weights": "more tensor; or sampling.gather_weights = false, which is slow",
-    "caches": "fewer prompts_per_step or num_samples; more data, fsdp or tensor",
+    "caches": "fewer prompts_per_step or num_samples, or a smaller prepare_size; more data, fsdp or tensor",
     "kept for the backward": 'more microbatches; decoder.remat = "full"',
     "gradients": "more fsdp or tensor",
-    "activations": "more microbatches; more tensor",
+    "activations": "more microbatches, or a smaller prepare_size where examples are scored; more tensor",
 }
 
 

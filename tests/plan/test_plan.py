@@ -108,9 +108,7 @@ def test_rows_are_those_of_a_packed_batch(change):
     job = dataclasses.replace(JOB, run=dataclasses.replace(RUN, **change), data=2)
     batch = _batch(job)
     parts = job.run.microbatches * job.shards
-    assert batch.packed.forest.token.shape == (job.rows[0] * parts, RUN.row_length)
-    _, sample = ra.split(batch.packed, parts)
-    assert sample.shape[1] == job.rows[1]
+    assert batch.packed.forest.token.shape == (job.rows("update") * parts, RUN.row_length)
 
 
 @pytest.mark.parametrize("model", [QWEN2, QWEN3, GEMMA, GPT_NEOX], ids=["qwen2", "qwen3", "gemma", "gpt_neox"])
@@ -142,14 +140,16 @@ def test_an_update_is_three_forwards_and_pairs_are_counted_one_by_one():
     assert layer_weights(GPT_NEOX) < layer_weights(dataclasses.replace(GPT_NEOX, gated_mlp=True))
     prompt, response, samples = 5, 3, 4
     own = sum(prompt + i + 1 for i in range(response))
-    assert visible_pairs(prompt, response, samples) == sum(i + 1 for i in range(prompt)) + samples * own
+    responses = [response] * samples
+    assert visible_pairs(prompt, responses) == sum(i + 1 for i in range(prompt)) + samples * own
     for window in (1, 4, 6, 100):
         seen = lambda length, window=window: sum(min(i + 1, window) for i in range(length))
         both = seen(prompt) + samples * (seen(prompt + response) - seen(prompt))
-        assert visible_pairs(prompt, response, samples, window) == both
+        assert visible_pairs(prompt, responses, window) == both
+    assert visible_pairs(prompt, [3, 1]) == visible_pairs(prompt, [3]) + prompt + 1  # the second's own
     half = dataclasses.replace(QWEN2, window=4, full_layers=(1,))
-    pairs = [visible_pairs(prompt, response, samples, window) for window in (None, 4)]
-    assert mean_pairs(half, prompt, response, samples) == sum(pairs) / 2
+    pairs = [visible_pairs(prompt, responses, window) for window in (None, 4)]
+    assert mean_pairs(half, prompt, responses) == sum(pairs) / 2
 
 
 def test_what_moves_the_estimate_and_which_way():
