@@ -15,8 +15,9 @@ import statistics
 import time
 from collections.abc import Iterator
 
-from rlalign.envs.house import LEVELS, House, words
+from rlalign.envs.house import LEVELS, House
 from rlalign.envs.protocol import Observation
+from rlalign.envs.words import words
 
 Step = tuple[Observation, str, float]  # what was seen, what was done, its reward
 
