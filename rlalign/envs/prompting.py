@@ -142,7 +142,7 @@ def bare(answer: str, admissible: Sequence[str]) -> tuple[str, bool]:
     return action, action in admissible if admissible else bool(action)
 
 
-_TAGGED = re.compile(r"<action>([^<]*)</action>")
+_TAGGED = re.compile(r"<action>((?:(?!<action>).)*?)</action>", re.DOTALL)
 _CJK = re.compile(r"[\u4e00-\u9fff]")
 
 

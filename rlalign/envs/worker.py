@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import sys
+from typing import Any
 
 
 def serve(channel, life):
@@ -25,7 +26,7 @@ def serve(channel, life):
 
     die_with(life)
     try:
-        make = load(setup["module"], setup["qualname"], setup["file"])
+        make: Any = load(setup["module"], setup["qualname"], setup["file"])
         worlds = {0: make(**setup["arguments"])}  # to see that it can be made
     except BaseException as error:  # noqa: BLE001
         return send(LOADED, reason=describe(error))

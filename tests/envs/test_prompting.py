@@ -79,6 +79,7 @@ KNOWN = ("go to fridge 1", "look")
         ("look", ("", False), False),
         ("<think>x</think><action></action>", ("", False), True),
         ("<action>look", ("", False), False),
+        ("<think>x</think><action>look<</action>", ("look<", False), True),
         ("<action>" * 5000 + "look</action>", ("look", True), False),
     ],
 )
