@@ -53,9 +53,11 @@ class Player:
         rate = config.optimizer.learning_rate
         self.update = Updates(update, max_bad_steps=config.max_bad_steps, learning_rate=rate)
         self.schedule = make_schedule(config.optimizer)
-        score = make_scorer(decoder, temperature=algorithm.temperature, mesh=mesh)
+        # As many at a time as an update sees: a batch of long episodes is thousands of prompts.
+        cut = config.minibatches * config.microbatches
+        score = make_scorer(decoder, temperature=algorithm.temperature, mesh=mesh, microbatches=cut)
         self.reference = None if reference is None else functools.partial(score, reference)
-        self.parts = config.minibatches * config.microbatches * row_shards(mesh)
+        self.parts = cut * row_shards(mesh)
         self.shown: list[dict[str, Any]] = []  # the newest training episodes, for the next evaluation's page
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:

@@ -23,26 +23,31 @@ from rlalign.types import Batch, Packed, Params, Prompt, Rollouts, TokenForest
 
 
 def make_scorer(
-    decoder: Decoder, *, temperature: float = 1.0, mesh: Mesh | None = None
+    decoder: Decoder, *, temperature: float = 1.0, mesh: Mesh | None = None, microbatches: int = 1
 ) -> Callable[[Params, Packed], np.ndarray]:
     """score(params, packed) -> logp f[N, R], without gradient: for ref_logp, and for old_logp of an outside sampler.
 
     Args:
       decoder: the model.
       temperature: of the policy.
-      mesh: as in make_train_step; rows must be packed in data * fsdp parts.
+      mesh: as in make_train_step; rows must be packed in microbatches * data * fsdp parts.
+      microbatches: parts of the batch that are computed one after the other, each in the memory of the last.
     """
     model = shard_decoder(decoder, mesh)
 
     @jax.jit
     def run(params, batch: Batch):
-        forest, hidden, node = _forward(model, params, batch, mesh)
-        how = {"mesh": mesh, "temperature": temperature, "softcap": model.config.logit_softcap}
-        logp, _ = local_logprobs(hidden, model.head(params), forest, node, **how)
-        return logp.reshape(node.shape)
+        def one(part: Batch) -> jax.Array:
+            forest, hidden, node = _forward(model, params, part, mesh)
+            how = {"mesh": mesh, "temperature": temperature, "softcap": model.config.logit_softcap}
+            logp, _ = local_logprobs(hidden, model.head(params), forest, node, **how)
+            return logp.reshape(node.shape)
+
+        return jax.lax.map(one, batch) if microbatches > 1 else one(_first(batch))[None]
 
     def score(params: Params, packed: Packed) -> np.ndarray:
-        return _in_order(run(params, arrange(Batch(packed), 1, mesh)), packed, mesh, np.shape(packed.mask))
+        by_part = run(params, arrange(Batch(packed), microbatches, mesh))
+        return _in_order(by_part, packed, mesh, np.shape(packed.mask))
 
     return score
 
@@ -60,11 +65,11 @@ def make_choice_scorer(
 
     @jax.jit
     def run(params, batch: Batch):
-        forest, hidden, node = _forward(model, params, batch, mesh)
+        forest, hidden, node = _forward(model, params, _first(batch), mesh)
         head, softcap = model.head(params), model.config.logit_softcap
         logp, _ = local_logprobs(hidden, head, forest, node, mesh=mesh, temperature=1.0, softcap=softcap)
         likeliest = local_likeliest(hidden, head, forest, node, mesh=mesh)
-        return logp.reshape(node.shape), likeliest.reshape(node.shape)
+        return logp.reshape(1, *node.shape), likeliest.reshape(1, *node.shape)
 
     def score(params: Params, packed: Packed) -> tuple[np.ndarray, np.ndarray]:
         logp, likeliest = run(params, arrange(Batch(packed), 1, mesh))
@@ -90,8 +95,8 @@ def make_rewarder(decoder: Decoder, *, mesh: Mesh | None = None) -> Callable[[Pa
 
     @jax.jit
     def run(params, batch: Batch):
-        _, hidden, node = _forward(model, params, batch, mesh)
-        return local_rewards(hidden, params["reward"]["kernel"], node, mesh=mesh).reshape(node.shape[:2])
+        _, hidden, node = _forward(model, params, _first(batch), mesh)
+        return local_rewards(hidden, params["reward"]["kernel"], node, mesh=mesh).reshape(1, *node.shape[:2])
 
     def rewards(params: Params, packed: Packed) -> np.ndarray:
         return _in_order(run(params, arrange(Batch(packed), 1, mesh)), packed, mesh, np.shape(packed.mask)[:1])
@@ -99,15 +104,23 @@ def make_rewarder(decoder: Decoder, *, mesh: Mesh | None = None) -> Callable[[Pa
     return rewards
 
 
-def _forward(model: Decoder, params: Params, batch: Batch, mesh: Mesh | None):
-    forest = TokenForest(*(x.reshape(-1, x.shape[-1]) for x in batch.packed.forest))
-    return forest, model.apply(gather_embedding(params, mesh), forest), batch.packed.node[0]
+def _first(batch: Batch) -> Batch:
+    """The only microbatch, [shards, ...]."""
+    return jax.tree.map(lambda x: x[0], batch)
+
+
+def _forward(model: Decoder, params: Params, part: Batch, mesh: Mesh | None):
+    """forest, hidden states and nodes [shards, M, R] of a microbatch."""
+    forest = TokenForest(*(x.reshape(-1, x.shape[-1]) for x in part.packed.forest))
+    return forest, model.apply(gather_embedding(params, mesh), forest), part.packed.node
 
 
 def _in_order(by_part: jax.Array, packed: Packed, mesh: Mesh | None, shape: tuple[int, ...]) -> np.ndarray:
-    """Values [S, M, ...] of the samples of each part as those of the batch; 0 for a sample without a token."""
-    _, sample = split(packed, row_shards(mesh))
-    values = fetch(by_part)[:, : sample.shape[1]]
+    """Values [microbatches, S, M, ...] of the samples of each part in their order; 0 for a sample without a token."""
+    values = fetch(by_part)
+    values = values.reshape(-1, *values.shape[2:])
+    _, sample = split(packed, len(values))
+    values = values[:, : sample.shape[1]]
     out = np.zeros(shape, values.dtype)
     out[sample[sample >= 0]] = values[sample >= 0]
     return out

@@ -89,12 +89,13 @@ def test_float32(x64):
     assert_near(state.params, by_hand()[-1][0], 1e-6)
 
 
-def test_scorer_on_a_mesh(x64):
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_scorer_on_a_mesh(x64, microbatches):
     zero = np.zeros((COUNT, RESPONSE))
     expected = plain()(params(), zero, zero)[0][0]
     mesh = make_mesh(fsdp=2, tensor=2)
-    score = make_scorer(Decoder(MODEL), temperature=ALGORITHM.temperature, mesh=mesh)
-    got = score(place_params(params(), mesh), batch(parts=2).packed)
+    how = {"temperature": ALGORITHM.temperature, "mesh": mesh, "microbatches": microbatches}
+    got = make_scorer(Decoder(MODEL), **how)(place_params(params(), mesh), batch(parts=2 * microbatches).packed)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 

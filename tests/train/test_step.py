@@ -196,10 +196,12 @@ def test_bfloat16_keeps_its_dtype_and_stays_finite():
         assert not np.array_equal(x, y)
 
 
-def test_scorer_is_the_policys_log_prob(x64):
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_scorer_is_the_policys_log_prob(x64, microbatches):
     zero = np.zeros((COUNT, RESPONSE))
     expected = plain()(params(), zero, zero)[0][0]
-    got = make_scorer(Decoder(MODEL), temperature=ALGORITHM.temperature)(params(), batch().packed)
+    score = make_scorer(Decoder(MODEL), temperature=ALGORITHM.temperature, microbatches=microbatches)
+    got = score(params(), batch(parts=microbatches).packed)
     assert isinstance(got, np.ndarray)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
