@@ -29,7 +29,7 @@ from rlalign.io.trajectories import write_trajectories
 from rlalign.models.decoder import Decoder
 from rlalign.models.lora import without_lora
 from rlalign.rollout import sample
-from rlalign.train.mesh import row_shards
+from rlalign.train.mesh import AnyMesh, row_shards
 from rlalign.train.optimizer import make_optimizer
 from rlalign.train.step import init_state
 from rlalign.types import Params, Prompt, Rollouts
@@ -77,14 +77,14 @@ def fit_agent(
       RunAborted: too many episodes lost to their environments in a step, or non-finite gradients in a row.
     """
     algorithm = of_steps(algorithm or ALGORITHMS[config.algorithm])
-    check_agent(config, decoder, algorithm, worlds, tasks, eval_tasks, mesh)
+    check_agent(config, decoder, algorithm, worlds.copies, tasks, eval_tasks, mesh)
     if algorithm.max_length is None:
         algorithm = dataclasses.replace(algorithm, max_length=config.episodes.sampling.max_new_tokens)
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     reference = without_lora(params) if algorithm.needs_reference else None
     named = [Prompt(task, np.array([task])) for task in tasks]
-    known = run_identity(decoder, algorithm, params, named, None) | {"eval_tasks": list(map(int, eval_tasks))}
+    known = run_identity(decoder, algorithm, params, named, None) | {"eval_seeds": list(map(int, eval_tasks))}
     saved = json.loads(json.dumps(dataclasses.asdict(config) | known))
     optimizer = make_optimizer(config.optimizer)
     how = {"form": form, "parse": parse, "decode": decode, "sampler": sampler}
@@ -109,12 +109,12 @@ def check_agent(
     config: AgentConfig,
     decoder: Decoder,
     algorithm: Algorithm,
-    worlds: Copies,
+    room: int,
     tasks: Sequence[int],
     eval_tasks: Sequence[int],
-    mesh: Mesh | None,
+    mesh: AnyMesh | None,
 ) -> None:
-    """Refuses, before anything is written or played, what would fail later.
+    """Refuses, before anything is written or played, what would fail later; `room` is how many copies the worlds have.
 
     Raises:
       ValueError: no tasks or negative ones, too few copies, an episode that is longer than the model, an end token
@@ -129,10 +129,10 @@ def check_agent(
         raise ValueError(f"task {min(both)} is in tasks and in eval_tasks: what is trained on is not held out")
     episodes, sampling = config.episodes, config.episodes.sampling
     copies = config.tasks_per_step * episodes.copies
-    if copies > worlds.copies:
+    if copies > room:
         raise ValueError(
             f"tasks_per_step={config.tasks_per_step} with episodes.copies={episodes.copies} are {copies} episodes at a "
-            f"time, the worlds have {worlds.copies} copies: make them with more"
+            f"time, the worlds have {room} copies: make them with more"
         )
     if episodes.copies < 2:
         raise ValueError(f"episodes.copies={episodes.copies}: a group of one compares nothing; use at least 2")
@@ -151,10 +151,10 @@ def check_agent(
             "sides of the importance ratio need one temperature"
         )
     parts = config.minibatches * config.microbatches * row_shards(mesh)
-    if parts > copies:
+    if parts > copies * episodes.max_steps:
         raise ValueError(
-            f"{copies} episodes a step for {parts} parts (minibatches * microbatches * data * fsdp): some could be "
-            "empty; play more"
+            f"{copies} episodes of at most {episodes.max_steps} steps are fewer rows than {parts} parts (minibatches * "
+            "microbatches * data * fsdp): play more"
         )
     if config.num_rows is not None and config.num_rows % parts:
         raise ValueError(f"num_rows={config.num_rows} does not divide into {parts} parts")

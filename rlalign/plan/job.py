@@ -18,7 +18,13 @@ of fit_offline:
     response_length = 512                      # optimizer; tokens of the examples' longest response, which may be left
                                                # out where generation is given and none is longer than max_new_tokens
 
-TOML or JSON; the config.json that either leaves in a run's folder is one too, but for the mesh and the lengths.
+A file with tasks_per_step is a run of fit_agent:
+
+    tasks_per_step = 16                        # and every other field of AgentConfig, with tables optimizer and
+    [episodes]                                 # episodes, in it sampling; prompts are of its max_prompt
+    copies = 8
+
+TOML or JSON; the config.json that any of them leaves in a run's folder is one too, but for the mesh and the lengths.
 """
 
 import dataclasses
@@ -33,12 +39,13 @@ from typing import Any, get_args
 import jax
 from jax.sharding import AbstractMesh
 
-from rlalign.io.config import OfflineConfig, RunConfig
+from rlalign.envs.episodes import Episodes
+from rlalign.io.config import AgentConfig, OfflineConfig, RunConfig
 from rlalign.models.config import LoraConfig, ModelConfig, RopeScaling
 from rlalign.models.decoder import Decoder
 from rlalign.models.lora import add_lora
 from rlalign.models.pretrained import load_config
-from rlalign.plan.workload import Workload, of_fit, of_fit_offline
+from rlalign.plan.workload import Workload, of_fit, of_fit_agent, of_fit_offline
 from rlalign.rollout.config import SampleConfig
 from rlalign.train.mesh import AXES, check_mesh
 from rlalign.train.optimizer import OptimizerConfig
@@ -46,7 +53,7 @@ from rlalign.types import Params
 
 # What a run writes beside its settings and a plan does not need.
 IGNORED = ("algorithm_settings", "reference_sha256", "prompts_sha256", "examples_sha256", "mixture")
-IGNORED += ("model", "device", "versions")
+IGNORED += ("eval_seeds", "model", "device", "versions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Job:
     """A run that could be started.
 
     Args:
-      run: its configuration: RunConfig of fit, OfflineConfig of fit_offline.
+      run: its configuration: RunConfig of fit, OfflineConfig of fit_offline, AgentConfig of fit_agent.
       model: the policy, or a reward model that is trained; with model.lora, an adapter alone is.
       prompt_length: tokens of the longest prompt.
       data, fsdp, tensor: sizes of the mesh.
@@ -66,7 +73,7 @@ class Job:
         a judge or response_length where there can be none.
     """
 
-    run: RunConfig | OfflineConfig
+    run: RunConfig | OfflineConfig | AgentConfig
     model: ModelConfig
     prompt_length: int
     data: int = 1
@@ -97,7 +104,16 @@ class Job:
                 )
             return of_fit(self.run, self.decoder, self.prompt_length, self.mesh, judged=self.judge is not None)
         if self.judge is not None:
-            raise ValueError("judge is for runs of fit: fit_offline has no rewards; leave it out")
+            raise ValueError("judge is for runs of fit: the rewards of others come from elsewhere; leave it out")
+        if isinstance(self.run, AgentConfig):
+            longest = self.run.episodes.max_prompt
+            if self.response_length is not None or self.prompt_length != longest:
+                raise ValueError(
+                    f"prompt_length={self.prompt_length} and response_length={self.response_length} of a run of "
+                    f"fit_agent: its prompts are of episodes.max_prompt={longest}, its answers of max_new_tokens; "
+                    "leave both out"
+                )
+            return of_fit_agent(self.run, self.decoder, self.prompt_length, self.mesh)
         return of_fit_offline(self.run, self.decoder, self.prompt_length, self.response_length, self.mesh)
 
     @property
@@ -159,25 +175,33 @@ def read_job(
         raise ValueError(f"{path}: mesh has {min(unknown)!r}; its axes are {', '.join(AXES)}")
     written, folder = values.pop("prompt_length", None), values.pop("pretrained", None)
     prompt_length = written if prompt_length is None else prompt_length
-    if prompt_length is None:
-        raise ValueError(f"{path}: prompt_length is missing: the tokens of the longest prompt (or --prompt-length)")
     written = values.pop("response_length", None)
     response_length = written if response_length is None else response_length
     model = _model(path, folder, _table(values, "decoder", path), "decoder")
     judge = _judge(path, values.pop("judge", None))
     run = _build(_kind(values, path), {"folder": "runs/planned", **values}, str(path))
+    if prompt_length is None and isinstance(run, AgentConfig):
+        prompt_length = run.episodes.max_prompt
+    if prompt_length is None:
+        raise ValueError(f"{path}: prompt_length is missing: the tokens of the longest prompt (or --prompt-length)")
     return Job(run, model, prompt_length, **sizes, judge=judge, response_length=response_length)
 
 
-def _kind(values: Mapping[str, Any], path: str | Path) -> type[RunConfig] | type[OfflineConfig]:
-    """Which loop's settings these are: each requires a name that the other lacks."""
-    fit, offline = "prompts_per_step" in values, "examples_per_step" in values
-    if fit == offline:
-        raise ValueError(
-            f"{path} has {'both' if fit else 'neither'} prompts_per_step (a run of fit) {'and' if fit else 'nor'} "
-            "examples_per_step (a run of fit_offline): give one of them"
-        )
-    return RunConfig if fit else OfflineConfig
+# A setting that one loop requires and the others lack -> its name and configuration.
+LOOPS = {
+    "prompts_per_step": ("fit", RunConfig),
+    "examples_per_step": ("fit_offline", OfflineConfig),
+    "tasks_per_step": ("fit_agent", AgentConfig),
+}
+
+
+def _kind(values: Mapping[str, Any], path: str | Path) -> type[RunConfig] | type[OfflineConfig] | type[AgentConfig]:
+    """Which loop's settings these are."""
+    named = [name for name in LOOPS if name in values]
+    if len(named) != 1:
+        known = ", ".join(f"{name} (a run of {loop})" for name, (loop, _) in LOOPS.items())
+        raise ValueError(f"{path} has {' and '.join(named) or 'none'} of {known}: give one of them")
+    return LOOPS[named[0]][1]
 
 
 def _model(path: str | Path, folder: Any, changes: Mapping[str, Any], where: str) -> ModelConfig:
@@ -221,6 +245,7 @@ def _table(values: dict[str, Any], name: str, path: str | Path) -> dict[str, Any
 _NESTED = {
     "sampling": SampleConfig,
     "generation": SampleConfig,
+    "episodes": Episodes,
     "optimizer": OptimizerConfig,
     "rope_scaling": RopeScaling,
     "lora": LoraConfig,

@@ -2,7 +2,7 @@
 
 import json
 
-from rlalign.io.config import RunConfig
+from rlalign.io.config import OfflineConfig
 from rlalign.plan.compiled import Compiled
 from rlalign.plan.estimate import BYTES, GIB, Plan
 from rlalign.plan.job import Job
@@ -53,7 +53,7 @@ def _asked(work: Work) -> str:
 
 def _prepared(job: Job) -> list[str]:
     """What fit_offline does once an iteration."""
-    if isinstance(job.run, RunConfig):
+    if not isinstance(job.run, OfflineConfig):
         return []
     done = [done for phase, done in (("rollout", "answered"), ("scoring", "scored")) if phase in job.load.phases]
     how = f"{job.run.prepare_size} examples at a time; the seconds below are a step's share"

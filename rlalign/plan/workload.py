@@ -1,4 +1,4 @@
-"""What a run gives to its programs, and what it holds meanwhile: all in which fit and fit_offline differ for a plan."""
+"""What a run gives to its programs, and what it holds meanwhile: all in which the loops differ for a plan."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,10 @@ import numpy as np
 
 from rlalign.algorithms import ALGORITHMS, Algorithm
 from rlalign.bins import assign_rows
+from rlalign.envs.rows import of_steps
 from rlalign.forest import bucket
-from rlalign.io.config import OfflineConfig, RunConfig
+from rlalign.io.agents import check_agent
+from rlalign.io.config import AgentConfig, OfflineConfig, RunConfig
 from rlalign.io.learner import check_offline
 from rlalign.io.runner import check_run, resolve
 from rlalign.models.config import ModelConfig
@@ -162,6 +164,34 @@ def of_fit_offline(run: OfflineConfig, decoder: Decoder, prompt: int, response: 
     return Workload(algorithm, phases, updates=1, sampling=generation, reference=None, given=run.keep_params)
 
 
+def of_fit_agent(run: AgentConfig, decoder: Decoder, prompt: int, mesh: AnyMesh) -> Workload:
+    """A step of `fit_agent` whose episodes all take max_steps, with prompts of `prompt` tokens that share nothing.
+
+    The reference scores what an update sees at a time.
+
+    Raises:
+      ValueError: whatever `fit_agent` would refuse, and an empty eos_ids.
+    """
+    episodes, cut = run.episodes, run.minibatches * run.microbatches
+    _check_ends("episodes.sampling", episodes.sampling)
+    algorithm, copies = of_steps(ALGORITHMS[run.algorithm]), run.tasks_per_step * episodes.copies
+    check_agent(run, decoder, algorithm, copies, [0], [1], mesh)
+    _check_head(run, decoder, algorithm)
+    answer, steps = (episodes.sampling.max_new_tokens,), copies * episodes.max_steps
+    phases = {"rollout": Work(copies, prompt, answer, calls=episodes.max_steps)}
+    if algorithm.needs_reference:
+        phases["scoring"] = Work(-(-steps // cut), prompt, answer, calls=cut)
+    phases["update"] = Work(steps, prompt, answer, calls=run.epochs, parts=cut, num_rows=run.num_rows)
+    return Workload(
+        algorithm,
+        phases,
+        updates=run.epochs * run.minibatches,
+        sampling=episodes.sampling,
+        reference=decoder.config.dtype if algorithm.needs_reference else None,
+        given=run.keep_params and not algorithm.needs_reference,
+    )
+
+
 def _zeros(prompt: int) -> Prompt:
     return Prompt(0, np.zeros(prompt, np.int32))
 
@@ -171,6 +201,6 @@ def _check_ends(name: str, sampling: SampleConfig) -> None:
         raise ValueError(f"{name}.eos_ids is empty: no response would ever end; name the model's end tokens")
 
 
-def _check_head(run: RunConfig | OfflineConfig, decoder: Decoder, algorithm: Algorithm) -> None:
+def _check_head(run: RunConfig | OfflineConfig | AgentConfig, decoder: Decoder, algorithm: Algorithm) -> None:
     """What both refuse when they make their train step: a reward head, or none, where the algorithm wants the other."""
     make_train_step(decoder, algorithm, make_optimizer(run.optimizer), microbatches=run.microbatches)

@@ -18,6 +18,7 @@ from rlalign.io.files import fingerprint
 from rlalign.io.metrics import read_metrics
 from rlalign.io.player import Player
 from rlalign.io.session import RunAborted
+from rlalign.plan import read_job
 from rlalign.types import StopReason
 from tests.envs.corridor import Corridor
 from tests.envs.test_episodes import DECODER, REBUILT, WORDS, either
@@ -76,6 +77,8 @@ def test_a_run_logs_evaluates_and_shows_its_episodes(whole):
     assert first["tokens_stored"] < first["tokens_repeated"]
     for name in ("anchor_share", "step_to_episode", "invalid_actions", "seconds_group", "loss", "kl", "score"):
         assert np.isfinite(first[name])
+    job = read_job(folder / "config.json")  # what `rlalign plan` reads
+    assert (job.run, job.model) == (config(folder), DECODER.config)
     assert (folder / "report.html").exists()
     assert "trajectories" in (folder / "trajectories.html").name
     lines = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
@@ -198,7 +201,7 @@ def test_settings_are_checked_when_they_are_made(change, text, tmp_path):
         ({"episodes": dataclasses.replace(EPISODES, copies=1)}, {}, "episodes.copies=1: a group of one"),
         ({"episodes": dataclasses.replace(EPISODES, max_prompt=95), "row_length": 128}, {}, "max_positions is 96"),
         ({"algorithm": "sft"}, {}, "this algorithm learns from demonstrations: use gigpo"),
-        ({"minibatches": 16}, {}, "8 episodes a step for 16 parts"),
+        ({"minibatches": 40}, {}, "8 episodes of at most 4 steps are fewer rows than 40 parts"),
         ({"num_rows": 25, "minibatches": 2}, {}, "num_rows=25 does not divide into 2 parts"),
     ],
 )

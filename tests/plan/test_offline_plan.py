@@ -212,7 +212,7 @@ WRONG = {
     "rows": ({"run": {"num_rows": 3}, "data": 2}, "num_rows=3 for 2 parts .* and rows that divide"),
     "eos": ({"run": {"generation": ra.SampleConfig(1, 5, eos_ids=(99,))}}, "generation.eos_ids holds 99, the vocab"),
     "endless": ({"run": {"generation": ra.SampleConfig(1, 5, eos_ids=())}}, "generation.eos_ids is empty: no response"),
-    "judge": ({"judge": MODEL}, "judge is for runs of fit: fit_offline has no rewards; leave it out"),
+    "judge": ({"judge": MODEL}, "judge is for runs of fit: the rewards of others come from elsewhere; leave it out"),
     "kind": ({"response_length": True}, "response_length=True must be an int, at least 1"),
     "heads": ({"tensor": 3}, "tensor=3 does not divide the model's 2 key/value heads"),
 }
@@ -232,8 +232,8 @@ def test_the_responses_of_fit_have_their_length_from_sampling():
 
 
 FILES = {
-    "both": ({"prompts_per_step": 8}, "has both prompts_per_step (a run of fit) and examples_per_step"),
-    "neither": ({"examples_per_step": None}, "has neither prompts_per_step (a run of fit) nor examples_per_step"),
+    "both": ({"prompts_per_step": 8}, "has prompts_per_step and examples_per_step of prompts_per_step (a run"),
+    "neither": ({"examples_per_step": None}, "has none of prompts_per_step (a run of fit), examples_per_step"),
     "setting": ({"sampling": {"num_samples": 1}}, "OfflineConfig has no setting 'sampling'; "),
     "near": ({"prepare_sise": 3}, "OfflineConfig has no setting 'prepare_sise'; did you mean 'prepare_size'?"),
     "group": ({"generation": {**dataclasses.asdict(GENERATION), "num_samples": 2, "greedy": False}}, "makes its pair"),
