@@ -40,18 +40,23 @@ def anchor_ids(
         )
     if not 0 < similarity <= 1:
         raise ValueError(f"similarity must be in (0, 1], got {similarity}")
+    known: dict[Hashable, int] = {}  # the first cluster that a text fits never changes
     clusters: dict[int, list[tuple[str, int]]] = {}
     ids = np.zeros(len(anchors), np.int32)
     count = 0
     for row, (g, text) in enumerate(zip(group.tolist(), anchors, strict=True)):
         if not isinstance(text, str):
             raise ValueError(f"anchor {row} is a {type(text).__name__}: similarity compares texts")
+        if (g, text) in known:
+            ids[row] = known[g, text]
+            continue
         mine = clusters.setdefault(g, [])
         near = (number for first, number in mine if difflib.SequenceMatcher(None, text, first).ratio() >= similarity)
         ids[row] = next(near, count)
         if ids[row] == count:
             mine.append((text, count))
             count += 1
+        known[g, text] = int(ids[row])
     return ids
 
 

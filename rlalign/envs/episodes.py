@@ -7,6 +7,7 @@ A row of the batch is one step of one episode. Rows of a group are comparable: i
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -104,6 +105,7 @@ class _Playing:
 
     observation: Observation
     turns: list[Turn] = dataclasses.field(default_factory=list)
+    score: float = 0.0
 
 
 def play(
@@ -118,26 +120,29 @@ def play(
     config: Episodes,
     seed: int,
     step: int,
+    attempt: int = 0,
     sampler: Callable[..., Rollouts] = sample,
     mesh: Mesh | None = None,
 ) -> list[Episode]:
     """config.copies episodes of each task; a copy that has ended is not sampled from any more.
 
     Args:
-      decoder, params, seed, step, mesh, sampler: as in sample; an answer depends on (seed, step, task, copy, turn).
+      decoder, params, seed, step, mesh, sampler: as in sample; an answer depends on (seed, step, attempt, task, how
+        often the task came before in `tasks`, copy, turn) and nothing else.
       worlds: with room for len(tasks) * config.copies copies.
       tasks: task seeds, the groups.
       form: what the policy is shown.
       parse: what its answer does.
       decode: token ids without the end token -> text.
       config: Episodes.
+      attempt: tells several plays of one step apart.
 
     Returns:
       Episodes in the order of tasks, the copies of one beside each other. What an environment does to a copy is in its
       `end`, and raises nothing.
 
     Raises:
-      ValueError: too few copies in `worlds`, or a first prompt that is too long.
+      ValueError: too few copies in `worlds`, or no first prompt that fits.
     """
     count = len(tasks) * config.copies
     if count > worlds.copies:
@@ -149,30 +154,38 @@ def play(
     )
     live: dict[int, _Playing] = {}
 
-    def end(copy: int, turns: Sequence[Turn], why: End, reason: str = "", score: float = 0.0, last=None) -> None:
-        group = copy // config.copies
-        done[copy] = Episode(group, tasks[group], tuple(turns), why, reason, score, last)
-        live.pop(copy, None)
+    def end(copy: int, why: End, reason: str = "") -> None:
+        group, it = copy // config.copies, live.pop(copy, None)
+        turns, score, last = ((), 0.0, None) if it is None else (tuple(it.turns), it.score, it.observation)
+        done[copy] = Episode(group, tasks[group], turns, why, reason, score, last)
 
-    for copy, seen in worlds.reset({copy: tasks[copy // config.copies] for copy in range(count)}).items():
-        if isinstance(seen, Lost):
-            end(copy, (), seen.end, seen.reason)
+    def name(copy: int, taken: int) -> int:
+        """What the keys of an answer fold."""
+        group, number = divmod(copy, config.copies)
+        again = sum(task == tasks[group] for task in tasks[:group])
+        return zlib.crc32(f"{attempt} {tasks[group]} {again} {number} {taken}".encode())
+
+    begun = worlds.reset({copy: tasks[copy // config.copies] for copy in range(count)})
+    for copy in range(count):
+        if isinstance(seen := begun[copy], Lost):
+            end(copy, seen.end, seen.reason)
         else:
             live[copy] = _Playing(seen)
     for taken in range(config.max_steps):
         prompts = {copy: form(it.turns, it.observation) for copy, it in live.items()}
-        for copy in [copy for copy, prompt in prompts.items() if len(prompt) > config.max_prompt]:
-            length = len(prompts.pop(copy))
-            if not taken:
-                raise ValueError(
-                    f"the first prompt of task {tasks[copy // config.copies]} has {length} tokens, max_prompt is "
-                    f"{config.max_prompt}: raise it, or show less"
-                )
-            end(copy, live[copy].turns, End.TOO_LONG, last=live[copy].observation)
+        too_long = [copy for copy, prompt in prompts.items() if len(prompt) > config.max_prompt]
+        if not taken and too_long and len(too_long) == len(prompts):
+            raise ValueError(
+                f"the first prompt of task {tasks[too_long[0] // config.copies]} has {len(prompts[too_long[0]])} "
+                f"tokens, those of the others are too long too, and max_prompt is {config.max_prompt}: raise it, or "
+                "show less"
+            )
+        for copy in too_long:
+            del prompts[copy]
+            end(copy, End.TOO_LONG)
         if not live:
             break
-        identity = lambda copy: (tasks[copy // config.copies] * config.copies + copy % config.copies) * config.max_steps
-        asked = [Prompt(identity(copy) + taken, prompt) for copy, prompt in prompts.items()]
+        asked = [Prompt(name(copy, taken), prompt) for copy, prompt in prompts.items()]
         rollouts = sampler(
             decoder, params, asked, seed=seed, step=step, config=config.sampling, mesh=mesh, **shape(asked)
         )
@@ -181,20 +194,21 @@ def play(
         for copy, (response, *_) in answers.items():
             text = decode(response[~np.isin(response, config.sampling.eos_ids)])
             acts[copy] = (text, *parse(text, live[copy].observation.admissible))
-        for copy, seen in worlds.step({copy: action for copy, (_, action, _) in acts.items()}).items():
-            it = live[copy]
+        after = worlds.step({copy: action for copy, (_, action, _) in acts.items()})
+        for copy in prompts:
+            it, seen = live[copy], after[copy]
             if isinstance(seen, Lost):
-                end(copy, it.turns, seen.end, seen.reason, last=it.observation)
+                end(copy, seen.end, seen.reason)
                 continue
             text, action, valid = acts[copy]
             response, logp, behaviour_logp, stop = answers[copy]
             valid = valid and (bool(it.observation.admissible) or seen.info.valid)
             how = {"text": text, "action": action, "valid": valid, "reward": seen.reward}
             it.turns.append(Turn(it.observation, prompts[copy], response, logp, behaviour_logp, stop, **how))
-            it.observation = seen.observation
+            it.observation, it.score = seen.observation, seen.info.score
             why = _ended(seen, taken + 1 == config.max_steps)
             if why is not None:
-                end(copy, it.turns, why, score=seen.info.score, last=seen.observation)
+                end(copy, why)
     return [done[copy] for copy in range(count)]
 
 

@@ -76,6 +76,7 @@ class WorkerWorlds:
         self.copies = copies
         self.step_limit, self.reset_limit, self.start_limit = step_limit, reset_limit, start_limit
         self.restarts, self._failed = 0, 0
+        self.made_from = {"make": make, "arguments": dict(arguments or {})}
         self._setup = {**worker_setup(make, None, "environment"), "arguments": dict(arguments or {})}
         self._environment = dict(environment or {})
         self._past: dict[int, _Past] = {}  # of the copies that are running
@@ -98,7 +99,8 @@ class WorkerWorlds:
         for copy in seeds:
             self._past.pop(copy, None)
             self._gone.pop(copy, None)
-        return self._ask(_Request(copy, "reset", seed, self.reset_limit) for copy, seed in seeds.items())
+        found = self._ask(_Request(copy, "reset", seed, self.reset_limit) for copy, seed in seeds.items())
+        return {copy: found[copy] for copy in seeds}  # workers answer in any order
 
     def step(self, actions: Mapping[int, str]) -> dict[int, Transition | Lost]:
         """Do something in each of the copies; see Worlds.step."""
@@ -174,7 +176,7 @@ class WorkerWorlds:
         for line in lines:
             try:
                 copy, value, reason = json.loads(line)
-            except ValueError:
+            except (ValueError, TypeError):
                 return self._lose(number, found, End.DIED, "wrote to the channel of its worker")
             if copy == LOADED and not worker.ready:
                 if reason:
@@ -245,7 +247,8 @@ class WorkerWorlds:
         self._start(number)
 
     def _start(self, number: int) -> None:
-        worker = WorkerProcess(self._setup, self._environment, send_limit=self.start_limit, script=SCRIPT)
+        setup = {**self._setup, "first": number}  # copy i lives in worker i % workers
+        worker = WorkerProcess(setup, self._environment, send_limit=self.start_limit, script=SCRIPT)
         worker.deadline = time.monotonic() + self.start_limit
         self._workers[number] = worker
         self._selector.register(worker.channel, selectors.EVENT_READ, number)

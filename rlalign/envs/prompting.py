@@ -61,7 +61,8 @@ def in_full(shown: Sequence[Turn], taken: int, observation: Observation) -> str:
     """
     lines = [f"You act in a world of text. Your task: {observation.task}"]
     if taken:
-        lines.append(f"You have taken {taken} step{'s' * (taken > 1)}. The last {len(shown)} of them:")
+        last = f" The last {len(shown)} of them:" if shown else ""
+        lines.append(f"You have taken {taken} step{'s' * (taken > 1)}.{last}")
         lines += [f"You saw: {turn.observation.text}\nYou did: {turn.action}" for turn in shown]
     lines.append(f"You now see: {observation.text}")
     if observation.admissible:

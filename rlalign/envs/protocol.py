@@ -9,8 +9,9 @@ that lost its process to another one's crash be brought back by doing its action
 """
 
 import enum
-from collections.abc import Hashable, Mapping
-from typing import NamedTuple, Protocol
+import math
+from collections.abc import Hashable
+from typing import Any, NamedTuple, Protocol
 
 
 class Observation(NamedTuple):
@@ -63,11 +64,38 @@ class Transition(NamedTuple):
     info: Info
 
 
+def as_observation(seen: Any) -> Observation:
+    """What `reset` returned, checked, with plain values: it travels as JSON.
+
+    Raises:
+      ValueError: something else than an Observation.
+    """
+    if not isinstance(seen, tuple) or len(seen) != 4:
+        raise ValueError(f"the environment returned {seen!r:.80}, not an Observation")
+    text, task, admissible, anchor = seen
+    return Observation(str(text), str(task), tuple(map(str, admissible)), anchor)
+
+
+def as_transition(done: Any) -> Transition:
+    """What `step` returned, likewise.
+
+    Raises:
+      ValueError: something else than a Transition, or a reward that is not finite.
+    """
+    if not isinstance(done, tuple) or len(done) != 5 or not isinstance(done[4], tuple) or len(done[4]) != 3:
+        raise ValueError(f"the environment returned {done!r:.80}, not a Transition")
+    seen, reward, terminated, truncated, (valid, won, score) = done
+    reward, info = float(reward), Info(bool(valid), bool(won), float(score))
+    if not math.isfinite(reward) or not math.isfinite(info.score):
+        raise ValueError(f"the environment gave reward {reward} and score {info.score}: both must be finite")
+    return Transition(as_observation(seen), reward, bool(terminated), bool(truncated), info)
+
+
 class TextEnvironment(Protocol):
     """One copy of a world. Its constructor takes what is the same for all tasks.
 
-    It may also have `close()`, called when it is not needed any more, and `expert() -> str | None`, the next action of
-    somebody who knows the world, for demonstrations.
+    It may also have `close()`, called when it is not needed any more, though not of a worker that is killed, and
+    `expert() -> str | None`, the next action of somebody who knows the world, for demonstrations.
     """
 
     def reset(self, seed: int) -> Observation:
@@ -95,6 +123,3 @@ class End(enum.IntEnum):
     def lost(self) -> bool:
         """Whether the episode says nothing about the policy: it enters no statistic and no loss."""
         return self >= End.RAISED
-
-
-Actions = Mapping[int, str]  # copy -> action

@@ -37,7 +37,7 @@ class Words:
     """
 
     def __init__(self, vocabulary: Sequence[str]):
-        self._words = list(vocabulary)
+        self._words = [word.lower() for word in vocabulary]
         self._ids = {word: number for number, word in enumerate(self._words, start=EOS + 1)}
         if len(self._ids) != len(self._words):
             raise ValueError("the vocabulary holds a word twice: give each once")
@@ -63,6 +63,6 @@ class Words:
         return self._known[text]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, without padding and end."""
-        text = " ".join(self._words[int(i) - EOS - 1] for i in ids if i > EOS)
+        """The text of ids, without padding and end; "?" for those of a model with more than there are words."""
+        text = " ".join(self._words[i - EOS - 1] if i < len(self) else "?" for i in map(int, ids) if i > EOS)
         return _TIGHT.sub(lambda found: found[1] or found[2] or found[3], text)

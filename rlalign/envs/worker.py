@@ -19,6 +19,7 @@ def serve(channel, life):
     requests = channel.makefile("rb")
     setup = json.loads(requests.readline())
     sys.path[:] = setup["path"]
+    from rlalign.envs.worlds import close
     from rlalign.rewards.worker import LOADED, describe, die_with, load
 
     def send(copy, value=None, reason=""):
@@ -27,7 +28,7 @@ def serve(channel, life):
     die_with(life)
     try:
         make: Any = load(setup["module"], setup["qualname"], setup["file"])
-        worlds = {0: make(**setup["arguments"])}  # to see that it can be made
+        worlds = {setup["first"]: make(**setup["arguments"])}  # to see that it can be made
     except BaseException as error:  # noqa: BLE001
         return send(LOADED, reason=describe(error))
     send(LOADED)
@@ -39,20 +40,22 @@ def serve(channel, life):
             send(copy, do(worlds[copy], what, given))
         # SystemExit and KeyboardInterrupt too: here they come from the environment.
         except BaseException as error:  # noqa: BLE001
-            worlds.pop(copy, None)
+            close(worlds.pop(copy, None))
             send(copy, reason=f"raised {describe(error)}")
 
 
 def do(world, what, given):
     """What a request asks of a copy."""
+    from rlalign.envs.protocol import as_observation, as_transition
+
     if what == "reset":
-        return world.reset(given)
+        return as_observation(world.reset(given))
     if what == "step":
-        return world.step(given)
+        return as_transition(world.step(given))
     seed, *actions = given
-    last = world.reset(seed)
+    last = as_observation(world.reset(seed))
     for action in actions:
-        last = world.step(action)
+        last = as_transition(world.step(action))
     return last
 
 

@@ -7,10 +7,11 @@
 What goes wrong with a copy comes back as its `Lost`: it costs its own episode, never the run.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, Self
 
-from rlalign.envs.protocol import End, Observation, TextEnvironment, Transition
+from rlalign.envs.protocol import End, Observation, TextEnvironment, Transition, as_observation, as_transition
 
 Make = Callable[..., TextEnvironment]
 
@@ -28,9 +29,10 @@ class Lost(NamedTuple):
 
 
 class Copies(Protocol):
-    """What collects episodes from: Worlds, or WorkerWorlds."""
+    """What episodes are played in: Worlds, or WorkerWorlds. made_from says of what, for a run's identity."""
 
     copies: int
+    made_from: Mapping[str, Any]
 
     def reset(self, seeds: Mapping[int, int]) -> dict[int, Observation | Lost]: ...
 
@@ -53,6 +55,7 @@ class Worlds:
         if copies < 1:
             raise ValueError(f"copies must be at least 1, got {copies}")
         self.copies, self._make, self._arguments = copies, make, dict(arguments or {})
+        self.made_from = {"make": make, "arguments": self._arguments}
         self._running: dict[int, TextEnvironment] = {0: make(**self._arguments)}
 
     def reset(self, seeds: Mapping[int, int]) -> dict[int, Observation | Lost]:
@@ -62,7 +65,8 @@ class Worlds:
           seeds: copy in [0, copies) -> task seed >= 0.
         """
         check_copies(seeds, self.copies)
-        return {copy: self._try(copy, lambda world, seed=seed: world.reset(seed)) for copy, seed in seeds.items()}
+        call = lambda world, seed: as_observation(world.reset(seed))
+        return {copy: self._try(copy, call, seed) for copy, seed in seeds.items()}
 
     def step(self, actions: Mapping[int, str]) -> dict[int, Transition | Lost]:
         """Do something in each of the copies.
@@ -71,28 +75,34 @@ class Worlds:
           actions: copy -> action.
         """
         check_copies(actions, self.copies)
-        return {copy: self._try(copy, lambda world, text=text: world.step(text)) for copy, text in actions.items()}
+        call = lambda world, text: as_transition(world.step(text))
+        return {copy: self._try(copy, call, text) for copy, text in actions.items()}
 
-    def _try(self, copy: int, call: Callable[[TextEnvironment], Any]) -> Any:
+    def _try(self, copy: int, call: Callable[[TextEnvironment, Any], Any], given: Any) -> Any:
         try:
             if copy not in self._running:
                 self._running[copy] = self._make(**self._arguments)
-            return call(self._running[copy])
+            return call(self._running[copy], given)
         except Exception as error:  # noqa: BLE001  whatever an environment does costs its own episode
-            self._running.pop(copy, None)  # in no known state: the next reset makes another
+            close(self._running.pop(copy, None))  # in no known state: the next reset makes another
             return Lost(End.RAISED, f"raised {type(error).__name__}: {error}"[:300])
 
     def close(self) -> None:
         """Close all copies."""
-        for world in self._running.values():
-            getattr(world, "close", lambda: None)()
-        self._running.clear()
+        while self._running:
+            close(self._running.popitem()[1])
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def close(world: TextEnvironment | None) -> None:
+    """Close a copy that may be in any state, or have no `close`."""
+    with contextlib.suppress(Exception):
+        getattr(world, "close", lambda: None)()
 
 
 def check_copies(named: Mapping[int, Any], copies: int) -> None:

@@ -21,7 +21,7 @@ from rlalign.envs.prompting import Form, Parse
 from rlalign.envs.rows import of_steps
 from rlalign.envs.worlds import Copies
 from rlalign.io.config import AgentConfig
-from rlalign.io.identity import run_identity
+from rlalign.io.identity import plain, run_identity
 from rlalign.io.player import Player
 from rlalign.io.report import write_report
 from rlalign.io.session import Result, result, train_steps
@@ -84,7 +84,9 @@ def fit_agent(
     folder.mkdir(parents=True, exist_ok=True)
     reference = without_lora(params) if algorithm.needs_reference else None
     named = [Prompt(task, np.array([task])) for task in tasks]
-    known = run_identity(decoder, algorithm, params, named, None) | {"eval_seeds": list(map(int, eval_tasks))}
+    shown = {**worlds.made_from, "form": form, "parse": parse, "decode": decode}
+    known = run_identity(decoder, algorithm, params, named, None) | {"worlds": plain(shown)}
+    known |= {"eval_seeds": list(map(int, eval_tasks))}
     saved = json.loads(json.dumps(dataclasses.asdict(config) | known))
     optimizer = make_optimizer(config.optimizer)
     how = {"form": form, "parse": parse, "decode": decode, "sampler": sampler}

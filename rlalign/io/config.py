@@ -86,13 +86,7 @@ class RunConfig:
             raise ValueError(f"max_invalid_share must lie in [0, 1], got {self.max_invalid_share}")
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
-        updates = self.steps * self.epochs * self.minibatches
-        horizon = self.optimizer.total_steps
-        if self.optimizer.schedule != "constant" and horizon is not None and horizon < updates:
-            raise ValueError(
-                f"optimizer.total_steps={horizon} ends the learning rate before the run's {updates} updates (steps * "
-                f"epochs * minibatches): raise it to at least {updates}"
-            )
+        check_horizon(self.optimizer, self.steps * self.epochs * self.minibatches, "steps * epochs * minibatches")
         if self.reference_dtype not in (None, *DTYPES):
             raise ValueError(
                 f"reference_dtype must be None or one of {', '.join(DTYPES)}, got {self.reference_dtype!r}"
@@ -245,6 +239,7 @@ class AgentConfig:
         for name in ("seed", "resample", "groups_shown"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        check_horizon(self.optimizer, self.steps * self.epochs * self.minibatches, "steps * epochs * minibatches")
         if self.eval_temperature is not None and not self.eval_temperature > 0:
             raise ValueError(f"eval_temperature must be > 0 or None, got {self.eval_temperature}")
         need = self.episodes.max_prompt + self.episodes.sampling.max_new_tokens
@@ -254,6 +249,16 @@ class AgentConfig:
                 f"{self.episodes.max_prompt} and max_new_tokens={self.episodes.sampling.max_new_tokens}: raise it"
             )
         traced_steps(self.profile)
+
+
+def check_horizon(optimizer: OptimizerConfig, updates: int, what: str) -> None:
+    """ValueError where a schedule ends before so many updates, which are `what`."""
+    horizon = optimizer.total_steps
+    if optimizer.schedule != "constant" and horizon is not None and horizon < updates:
+        raise ValueError(
+            f"optimizer.total_steps={horizon} ends the learning rate before the run's {updates} updates ({what}): "
+            f"raise it to at least {updates}"
+        )
 
 
 def _at_least_one(config, *names: str) -> None:

@@ -29,11 +29,11 @@ def run_identity(
     settings = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm) if f.name != "about"}
     return {
         "decoder": dataclasses.asdict(decoder.config),
-        "algorithm_settings": {name: _plain(value) for name, value in settings.items()},
+        "algorithm_settings": {name: plain(value) for name, value in settings.items()},
         "reference_sha256": fingerprint(without_lora(params)) if fixed else None,
         "prompts_sha256": _tokens(prompts),
         "mixture": prompts.recipe() if isinstance(prompts, Mixture) else None,
-        "judge": _plain(judge),
+        "judge": plain(judge),
     }
 
 
@@ -55,35 +55,39 @@ def _tokens(prompts: Sequence[Prompt]) -> str:
     return tokens.hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Functions by name, arrays by value, dataclasses by the fields that they compare; else its type."""
     if isinstance(value, Judge):
         known = {"decoder": dataclasses.asdict(value.decoder.config), "row_length": value.row_length}
-        return known | {"reward_model_sha256": fingerprint(value.params), "encode": _plain(value.encode)}
+        return known | {"reward_model_sha256": fingerprint(value.params), "encode": plain(value.encode)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, functools.partial):
-        named = {name: _plain(given) for name, given in value.keywords.items()}
-        return {"function": _plain(value.func), "arguments": [_plain(given) for given in value.args], **named}
+        named = {name: plain(given) for name, given in value.keywords.items()}
+        return {"function": plain(value.func), "arguments": [plain(given) for given in value.args], **named}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return np.asarray(value).tolist() if value.size <= 64 else fingerprint(value)
     if dataclasses.is_dataclass(value):
         return {"type": type(value).__qualname__} | {
-            f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.compare
+            f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.compare
         }
     if not hasattr(value, "__qualname__"):
         return type(value).__qualname__
     name = f"{value.__module__}.{value.__qualname__}"
     if "<" in name and hasattr(value, "__code__"):  # a lambda or a local function: its name says too little
-        code = value.__code__
-        name += f" {hashlib.sha256(repr((code.co_code, code.co_consts)).encode()).hexdigest()[:12]}"
+        name += f" {hashlib.sha256(repr(_code(value.__code__)).encode()).hexdigest()[:12]}"
         held = [cell.cell_contents for cell in value.__closure__ or ()]
         if held:
             # Functions by name alone: they may hold themselves.
-            named = lambda x: x.__qualname__ if isinstance(x, types.FunctionType) else _plain(x)
+            named = lambda x: x.__qualname__ if isinstance(x, types.FunctionType) else plain(x)
             return {"function": name, "holds": [named(x) for x in held]}
     return name
+
+
+def _code(code: types.CodeType) -> tuple:
+    """What a function does, without the addresses that the code inside it has in its repr."""
+    return code.co_code, code.co_names, [_code(x) if isinstance(x, types.CodeType) else x for x in code.co_consts]

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from rlalign import hosts
 from rlalign.algorithms import ALGORITHMS, Algorithm, try_out
-from rlalign.io.config import OfflineConfig
+from rlalign.io.config import OfflineConfig, check_horizon
 from rlalign.io.iteration import Examples, Iterations, Prepared, is_truncated
 from rlalign.io.mixture import entries_at_step
 from rlalign.io.session import Clock, Updates, in_rows
@@ -186,6 +186,8 @@ def check_offline(
             f"examples_per_step={config.examples_per_step} and num_rows={config.num_rows} for {parts} parts "
             "(microbatches * data * fsdp): give at least as many examples, and rows that divide"
         )
+    length = config.steps_per_iteration(len(examples))
+    check_horizon(config.optimizer, length, "epochs * examples / examples_per_step, an iteration")
     _check_lengths(config, decoder, examples)
     try_out(algorithm)
 

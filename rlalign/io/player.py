@@ -65,7 +65,7 @@ class Player:
         config, clock = self.config, Clock()
         with clock("rollout"):
             episodes, played = self._episodes(state.params, step)
-        self._check_lost(episodes)
+        self._check_lost(played)
         with clock("group"):
             rows = rows_of(episodes, config.episodes)
             about = group_metrics(self.algorithm, rows)
@@ -82,7 +82,7 @@ class Player:
         with clock("update"):
             learning_rate = float(np.asarray(self.schedule(state.step)))
             state, metrics = passes(self.update, state, batch, epochs=config.epochs, minibatches=config.minibatches)
-        metrics |= episode_metrics(episodes, rows, batch) | about | {"episodes_played": played}
+        metrics |= episode_metrics(episodes, rows, batch) | about | played_metrics(played)
         metrics |= {f"seconds_{phase}": value for phase, value in clock.seconds.items()}
         metrics["tokens_per_second"] = metrics["tokens_repeated"] / sum(clock.seconds.values())
         metrics["learning_rate"] = learning_rate
@@ -92,22 +92,23 @@ class Player:
             self.shown = records(few, step, "train", rows, parts)
         return state, metrics
 
-    def _episodes(self, params: Params, step: int) -> tuple[list[Episode], int]:
-        """A batch of groups, those without signal replaced while there are tries, and how many episodes were played."""
+    def _episodes(self, params: Params, step: int) -> tuple[list[Episode], list[Episode]]:
+        """A batch of groups, those without signal replaced while there are tries; and all episodes that were played."""
         config = self.config
         wanted = config.tasks_per_step
         chosen = entries_at_step(self.tasks, wanted, seed=config.seed, step=step)
         kept: list[list[Episode]] = []
         spare: list[list[Episode]] = []
-        played = 0
+        played: list[Episode] = []
         for attempt in range(config.resample + 1):
-            if attempt:  # a seed of its own: further tasks, not those of the next step
+            if attempt:  # any others, drawn with a seed of their own
                 chosen = np.random.default_rng((config.seed, step, attempt)).integers(
                     len(self.tasks), size=wanted - len(kept)
                 )
             tasks = [self.tasks[i] for i in chosen]
-            episodes = self.play(params, tasks=tasks, config=config.episodes, seed=config.seed + attempt, step=step)
-            played += len(episodes)
+            how = {"config": config.episodes, "seed": config.seed, "step": step, "attempt": attempt}
+            episodes = self.play(params, tasks=tasks, **how)
+            played += episodes
             copies = config.episodes.copies
             for group in (episodes[i : i + copies] for i in range(0, len(episodes), copies)):
                 (kept if has_signal(group) else spare).append(group)
@@ -143,7 +144,7 @@ class Player:
         self.shown = []
         there = [episode for episode in episodes if not episode.end.lost]
         return {
-            "eval_accuracy": float(np.mean([episode.end is End.WON for episode in episodes])),
+            "eval_accuracy": float(np.mean([episode.end is End.WON for episode in there])) if there else 0.0,
             "eval_score": float(np.mean([episode.score for episode in there])) if there else 0.0,
             "eval_episode_steps": float(np.mean([len(episode.turns) for episode in there])) if there else 0.0,
             "eval_lost": len(episodes) - len(there),
@@ -156,34 +157,41 @@ def has_signal(group: Sequence[Episode]) -> bool:
 
 
 def episode_metrics(episodes: Sequence[Episode], rows: Rows, batch: Batch) -> dict[str, float]:
-    """What a person watches of a batch of episodes; shares in [0, 1], lengths and counts in tokens.
+    """What a person watches of a batch of episodes, lost ones left out; shares in [0, 1], lengths and counts in tokens.
 
-    accuracy is the share of episodes that were won; environment_steps counts actions; tokens_repeated every step with
-    its whole prompt, tokens_stored what the forest holds of them.
+    accuracy is the share of episodes that were won; tokens_repeated counts every step with its whole prompt,
+    tokens_stored what the forest holds.
     """
     there = [episode for episode in episodes if not episode.end.lost]
     turns = [turn for episode in there for turn in episode.turns]
     groups: dict[int, list[Episode]] = {}
     for episode in episodes:
         groups.setdefault(episode.group, []).append(episode)
-    ends = Counter(episode.end for episode in episodes)
     mean = lambda values: float(np.mean(values)) if len(values) else 0.0
-    mask = np.asarray(rows.rollouts.mask)[: rows.count]
+    live = rows.rewards.valid
+    length = np.asarray(rows.rollouts.mask)[live].sum(axis=1)
     return {
-        "accuracy": ends[End.WON] / len(episodes),
+        "accuracy": mean([episode.end is End.WON for episode in there]),
         "reward": mean([episode.reward for episode in there]),
         "score": mean([episode.score for episode in there]),
         "episode_steps": mean([len(episode.turns) for episode in there]),
-        "environment_steps": sum(len(episode.turns) for episode in episodes),
         "invalid_actions": mean([not turn.valid for turn in turns]),
-        "episodes_lost": len(episodes) - len(there),
-        "episodes_too_long": ends[End.TOO_LONG],
+        "episodes_too_long": sum(episode.end is End.TOO_LONG for episode in there),
         "groups_without_signal": sum(not has_signal(group) for group in groups.values()),
         "prompt_length": mean([len(turn.prompt) for turn in turns]),
-        "response_length": float(mask.sum(axis=1).mean()) if rows.count else 0.0,
-        "truncated_share": mean(rows.rollouts.stop[: rows.count] == StopReason.MAX_TOKENS),
+        "response_length": mean(length),
+        "truncated_share": mean(rows.rollouts.stop[live] == StopReason.MAX_TOKENS),
         "tokens_stored": int(np.sum(np.asarray(batch.packed.forest.visible_until) > 0)),
-        "tokens_repeated": int(sum(len(p.tokens) for p in rows.prompts[: rows.count]) + mask.sum()),
+        "tokens_repeated": sum(len(turn.prompt) for turn in turns) + int(length.sum()),
+    }
+
+
+def played_metrics(played: Sequence[Episode]) -> dict[str, int]:
+    """Of all episodes of a step, those that others took the place of too: how many, lost ones, and actions in all."""
+    return {
+        "episodes_played": len(played),
+        "episodes_lost": sum(episode.end.lost for episode in played),
+        "environment_steps": sum(len(episode.turns) for episode in played),
     }
 
 

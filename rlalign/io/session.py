@@ -29,7 +29,7 @@ from rlalign.types import Batch, TrainState
 log = logging.getLogger(__name__)
 # Settings that touch nothing of a run but, for num_rows, the last bits: they may differ when it is continued.
 HARMLESS = ("folder", "profile", "steps", "num_rows", "reward_workers", "keep", "checkpoint_every", "samples_shown")
-HARMLESS += ("keep_params", "iterations")
+HARMLESS += ("keep_params", "iterations", "groups_shown")
 
 
 class RunAborted(SystemExit):

@@ -53,7 +53,7 @@ from rlalign.types import Params
 
 # What a run writes beside its settings and a plan does not need.
 IGNORED = ("algorithm_settings", "reference_sha256", "prompts_sha256", "examples_sha256", "mixture")
-IGNORED += ("eval_seeds", "model", "device", "versions")
+IGNORED += ("eval_seeds", "worlds", "model", "device", "versions")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import os
 import time
 
+import numpy as np
+
 from rlalign.envs.protocol import Info, Observation, Transition
 
 
@@ -41,6 +43,21 @@ class Corridor:
         won = self.at == self.length
         info = Info(valid, won, self.at / self.length)
         return Transition(self.seen(), 10.0 * won, won, self.taken == self.horizon and not won, info)
+
+
+class Careless(Corridor):
+    """Returns NumPy's numbers; and for some actions what no environment may return."""
+
+    closed = 0
+
+    def step(self, action):
+        done = super().step(action if action in ("left", "right") else "left")
+        wrong = {"short": done[:4], "nan": done._replace(reward=float("nan")), "none": None}
+        numbers = done._replace(reward=np.float32(done.reward), terminated=np.bool_(done.terminated))
+        return wrong.get(action, numbers)
+
+    def close(self):
+        type(self).closed += 1
 
 
 class Drifting(Corridor):

@@ -119,7 +119,10 @@ def test_a_prompt_that_no_longer_fits_ends_the_episode():
     found = played(Scripted(*[["left"]] * 5), form=APPENDED, config=dataclasses.replace(SETTINGS, max_prompt=14))
     assert {e.end for e in found} == {End.TOO_LONG}
     assert [len(e.turns) for e in found] == [2] * 4
-    with pytest.raises(ValueError, match="the first prompt of task 0 has 6 tokens, max_prompt is 5"):
+    with pytest.raises(
+        ValueError,
+        match="the first prompt of task 0 has 6 tokens, those of the others are too long too, and max_prompt is 5",
+    ):
         played(Scripted(["left"]), form=APPENDED, config=dataclasses.replace(SETTINGS, max_prompt=5))
 
 
@@ -130,6 +133,33 @@ def test_an_answer_depends_on_task_copy_and_turn_alone():
         assert [t.text for t in one.turns] == [t.text for t in other.turns]
         np.testing.assert_array_equal(one.turns[0].logp, other.turns[0].logp)
     assert len({tuple(t.text for t in e.turns) for e in alone}) > 1
+
+
+class AnyOrder(Worlds):
+    """Answers of copies in another order each time, as workers give them."""
+
+    def reset(self, seeds):
+        return dict(reversed(super().reset(seeds).items()))
+
+    def step(self, actions):
+        return dict(sorted(super().step(actions).items(), key=lambda item: (item[0] * 7) % 5))
+
+
+def test_no_order_of_answers_changes_an_episode():
+    """A task that comes twice in a batch, too: its groups have answers of their own, whoever is first or lost."""
+    params = DECODER.init(0)
+    how = {"form": REBUILT, "parse": either, "decode": WORDS.decode, "config": SETTINGS, "seed": 5, "step": 2}
+    arguments = {"length": 2, "horizon": 4}
+    with (
+        Worlds(Corridor, copies=12, arguments=arguments) as one,
+        AnyOrder(Corridor, copies=12, arguments=arguments) as other,
+    ):
+        found = [play(DECODER, params, worlds, TASKS, **how) for worlds in (one, other)]
+        again = play(DECODER, params, one, TASKS, attempt=1, **how)
+    texts = [[[t.text for t in e.turns] for e in episodes] for episodes in (*found, again)]
+    assert texts[0] == texts[1]
+    assert texts[0][4:8] != texts[0][8:], "the same task, other answers"
+    assert texts[0] != texts[2], "another attempt"
 
 
 def test_rows_hold_the_steps_and_nothing_else():

@@ -8,7 +8,7 @@ import pytest
 from rlalign.envs.processes import WorkerWorlds
 from rlalign.envs.protocol import End, Observation
 from rlalign.envs.worlds import Lost, Worlds
-from tests.envs.corridor import Corridor, Drifting, no_environment
+from tests.envs.corridor import Careless, Corridor, Drifting, no_environment
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -77,6 +77,31 @@ def test_a_copy_that_comes_back_otherwise_is_lost():
         assert "another observation" in done[1].reason
         assert worlds.step({2: "right"})[2].end is End.DIED  # nobody had asked for it meanwhile
         assert isinstance(worlds.reset({0: 1})[0], Observation)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize(
+    ("action", "text"), [("short", "not a Transition"), ("none", "None"), ("nan", "must be finite")]
+)
+def test_what_an_environment_may_not_return_costs_its_episode(kind, action, text):
+    make = (Worlds, WorkerWorlds)[kind]
+    with make(Careless, copies=2, **(({}, {"workers": 1, "environment": {"PYTHONPATH": ROOT}})[kind])) as worlds:
+        worlds.reset({0: 1, 1: 1})
+        done = worlds.step({0: action, 1: "right"})
+        assert done[0].end is End.RAISED
+        assert text in done[0].reason
+        assert type(done[1].reward) is float
+        assert type(done[1].terminated) is bool
+
+
+def test_copies_are_closed():
+    Careless.closed = 0
+    with Worlds(Careless, copies=3) as worlds:
+        worlds.reset({0: 0, 1: 0})
+        worlds.step({0: "none"})
+        assert Careless.closed == 1
+        worlds.reset({0: 0})
+    assert Careless.closed == 3
 
 
 def test_what_prints_disturbs_nothing():

@@ -8,6 +8,7 @@ import pytest
 
 import rlalign as ra
 from rlalign.envs.episodes import Episode, Episodes
+from rlalign.envs.prompting import bare
 from rlalign.envs.protocol import End
 from rlalign.envs.words import EOS
 from rlalign.envs.worlds import Worlds
@@ -51,10 +52,10 @@ class Failing(Corridor):
         return super().reset(seed)
 
 
-def run(settings, world=Corridor, **more):
+def run(settings, world=Corridor, horizon=4, **more):
     usual = {"decoder": DECODER, "params": DECODER.init(0), "tasks": range(20), "eval_tasks": range(100, 105)}
     usual |= {"form": REBUILT, "parse": either, "decode": WORDS.decode}
-    with Worlds(world, copies=8, arguments={"length": 2, "horizon": 4}) as worlds:
+    with Worlds(world, copies=8, arguments={"length": 2, "horizon": horizon}) as worlds:
         return fit_agent(settings, **({"worlds": worlds} | usual | more))
 
 
@@ -74,6 +75,7 @@ def test_a_run_logs_evaluates_and_shows_its_episodes(whole):
     first = rows[0]
     assert first["ratio_error"] <= 1e-4
     assert first["environment_steps"] == pytest.approx(8 * first["episode_steps"])
+    assert first["episodes_played"] == 8
     assert first["tokens_stored"] < first["tokens_repeated"]
     for name in ("anchor_share", "step_to_episode", "invalid_actions", "seconds_group", "loss", "kl", "score"):
         assert np.isfinite(first[name])
@@ -103,6 +105,10 @@ def test_a_killed_run_continues_in_the_same_bits(whole, tmp_path):
     assert ours == theirs
     with pytest.raises(ConfigMismatch, match="prompts_sha256"):
         run(config(tmp_path), tasks=range(1, 21))
+    with pytest.raises(ConfigMismatch, match=r"worlds\.arguments\.horizon"):
+        run(config(tmp_path), horizon=5)
+    with pytest.raises(ConfigMismatch, match=r"worlds\.parse"):
+        run(config(tmp_path), parse=bare)
     with pytest.raises(ConfigMismatch, match=r"episodes\.penalty"):
         run(config(tmp_path, episodes=dataclasses.replace(EPISODES, penalty=0.5)))
 
@@ -121,6 +127,7 @@ def test_lost_episodes_are_counted_and_too_many_end_the_run(tmp_path):
     run(some, world=Failing, tasks=[2, 3])
     first = read_metrics(tmp_path / "some" / "metrics.jsonl")[0]
     assert first["episodes_lost"] == 4
+    assert first["accuracy"] == first["score"], "lost episodes are in neither"
     assert first["eval_lost"] == 1
     with pytest.raises(RunAborted) as error:
         run(config(tmp_path / "all", steps=1), world=Failing, tasks=[1, 3])
@@ -134,7 +141,8 @@ class Recorded(Player):
     def __init__(self, settings, table):
         self.config, self.tasks, self.asked = settings, sorted(table), []
 
-        def play(params, *, tasks, config, seed, step):
+        def play(params, *, tasks, config, seed, step, attempt):
+            assert attempt == len(self.asked)
             self.asked.append(list(tasks))
             return [
                 Episode(g, task, (ended(reward),), End.WON, "", 1.0, None)
@@ -159,7 +167,7 @@ def test_tasks_whose_episodes_are_alike_are_replaced(tmp_path):
     found, played = player._episodes(None, 0)
     assert [e.seed in (0, 1) for e in found] == [True] * 4
     assert [e.group for e in found] == [0, 0, 1, 1]
-    assert played == 2 * sum(map(len, player.asked)) > 4
+    assert len(played) == 2 * sum(map(len, player.asked)) > 4
     again = Recorded(player.config, table)
     assert again._episodes(None, 0)[0] == found or [e.seed for e in again._episodes(None, 0)[0]] == [
         e.seed for e in found
@@ -170,7 +178,7 @@ def test_tasks_whose_episodes_are_alike_are_replaced(tmp_path):
     hopeless = Recorded(dataclasses.replace(player.config, resample=2), dict.fromkeys(range(8), (0.0, 0.0)))
     found, played = hopeless._episodes(None, 0)
     assert len(found) == 4
-    assert played == 12
+    assert len(played) == 12
 
 
 @pytest.mark.parametrize(
@@ -181,6 +189,10 @@ def test_tasks_whose_episodes_are_alike_are_replaced(tmp_path):
         ({"row_length": 41}, "row_length=41 is below 42, a prompt of episodes.max_prompt=40"),
         ({"eval_temperature": 0.0}, "eval_temperature must be > 0 or None, got 0.0"),
         ({"algorithm": "gigp"}, "gigpo"),
+        (
+            {"optimizer": ra.OptimizerConfig(schedule="linear", total_steps=3)},
+            r"total_steps=3 ends the learning rate before the run's 4 updates \(steps \* epochs \* minibatches\)",
+        ),
     ],
 )
 def test_settings_are_checked_when_they_are_made(change, text, tmp_path):
