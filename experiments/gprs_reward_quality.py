@@ -40,6 +40,7 @@ import rlalign as ra
 from rlalign.cli import plan_paper
 from rlalign.envs import sums
 from rlalign.io.comparison import write_comparison
+from rlalign.io.experiment import earlier_result, with_preset
 from rlalign.io.files import fingerprint, write_atomic
 from rlalign.io.metrics import read_metrics
 from rlalign.train import make_rewarder
@@ -237,8 +238,8 @@ def one_run(config: GprsRewardQuality) -> dict:
         judge = DistortedJudge(ra.make_judge(decoder, params, row_length=ROW), config.distortion)
     folder = run_folder(config, dataclasses.asdict(config))
     done = folder / "result.json"
-    if done.is_file():
-        return json.loads(done.read_text())
+    if (found := earlier_result(done, config, ignore=("sweep", "seeds"))) is not None:
+        return found
     group = sums.PROMPT_TOKENS + SAMPLING.num_samples * sums.ANSWER_TOKENS
     run = ra.RunConfig(
         folder=str(folder),
@@ -368,4 +369,4 @@ if __name__ == "__main__":
     if flags.preset == "paper":
         plan = "gprs_math.toml" if flags.reward == "rule" else "gprs_tldr.toml"
         sys.exit(plan_paper(Path(__file__).parent / "plans" / plan, flags.topology))
-    print(json.dumps(main(dataclasses.replace(flags, **PRESETS[flags.preset]))))
+    print(json.dumps(main(with_preset(flags, PRESETS))))

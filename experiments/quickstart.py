@@ -23,6 +23,7 @@ import tyro
 
 import rlalign as ra
 from rlalign.envs import sums
+from rlalign.io.experiment import with_preset
 from rlalign.io.files import fingerprint
 from rlalign.io.runner import resolve
 
@@ -146,4 +147,4 @@ def main(config: Quickstart) -> dict:
 
 if __name__ == "__main__":
     flags = tyro.cli(Quickstart)
-    print(json.dumps(main(dataclasses.replace(flags, **PRESETS[flags.preset]))))
+    print(json.dumps(main(with_preset(flags, PRESETS))))

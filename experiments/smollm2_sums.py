@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 
 import rlalign as ra
+from rlalign.io.experiment import with_preset
 
 PRESETS = {"smoke": {"steps": 3, "prompts_per_step": 2, "num_samples": 2, "eval_samples": 1}, "laptop": {}, "paper": {}}
 
@@ -135,4 +136,4 @@ def main(config: SmolSums) -> dict:
 
 if __name__ == "__main__":
     flags = tyro.cli(SmolSums)
-    print(json.dumps(main(dataclasses.replace(flags, **PRESETS[flags.preset]))))
+    print(json.dumps(main(with_preset(flags, PRESETS))))

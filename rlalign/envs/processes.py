@@ -76,7 +76,7 @@ class WorkerWorlds:
         self.copies = copies
         self.step_limit, self.reset_limit, self.start_limit = step_limit, reset_limit, start_limit
         self.restarts, self._failed = 0, 0
-        self.made_from = {"make": make, "arguments": dict(arguments or {})}
+        self.made_from: Mapping[str, Any] = {"make": make, "arguments": dict(arguments or {})}
         self._setup = {**worker_setup(make, None, "environment"), "arguments": dict(arguments or {})}
         self._environment = dict(environment or {})
         self._past: dict[int, _Past] = {}  # of the copies that are running

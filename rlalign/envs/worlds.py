@@ -55,7 +55,7 @@ class Worlds:
         if copies < 1:
             raise ValueError(f"copies must be at least 1, got {copies}")
         self.copies, self._make, self._arguments = copies, make, dict(arguments or {})
-        self.made_from = {"make": make, "arguments": self._arguments}
+        self.made_from: Mapping[str, Any] = {"make": make, "arguments": self._arguments}
         self._running: dict[int, TextEnvironment] = {0: make(**self._arguments)}
 
     def reset(self, seeds: Mapping[int, int]) -> dict[int, Observation | Lost]:

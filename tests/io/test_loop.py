@@ -51,6 +51,26 @@ def test_a_run_logs_evaluates_and_reports(tmp_path):
     assert best["step"] == result.best_step
 
 
+def by_tokens(distort):
+    """A judge that tells all answers apart, distorted."""
+    weights = np.arange(1.0, 1.0 + sums.ANSWER_TOKENS)
+    return lambda prompts, rollouts: distort((rollouts.tokens * rollouts.mask) @ weights / 16 - 2)
+
+
+def test_increasing_distortions_of_rewards_change_no_bit_of_gprs(tmp_path):
+    """Eq. 7 compares: rewards times 64, or cubed, end in the same parameters. GRPO, for one, notices."""
+    ends = {}
+    for name, distort in {"plain": lambda r: r, "scaled": lambda r: 64 * r, "heavy": lambda r: r**3}.items():
+        how = {"steps": 2, "eval_every": 2, "algorithm": "gprs"}
+        ends[name] = fingerprint(run(config(tmp_path / name, **how), judge=by_tokens(distort)).state.params)
+    assert ends["plain"] == ends["scaled"] == ends["heavy"]
+    seen = [
+        run(config(tmp_path / name, steps=1, eval_every=1), judge=by_tokens(distort)).state.params
+        for name, distort in {"grpo": lambda r: r, "grpo-heavy": lambda r: r**3}.items()
+    ]
+    assert fingerprint(seen[0]) != fingerprint(seen[1])
+
+
 def test_the_callers_parameters_are_left_alone(tmp_path):
     params = DECODER.init(0)
     before = fingerprint(params)
