@@ -32,7 +32,7 @@ FLOATS = (
     "terms",
     "token_reward",
 )
-IDS = ("group", "valid", "mask", "trajectory", "step", "anchor")
+IDS = ("group", "valid", "mask", "trajectory", "step", "anchor", "past")
 ON_POLICY = {name: a for name, a in ALGORITHMS.items() if a.data == "rollouts"}
 
 
