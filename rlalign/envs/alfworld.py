@@ -66,9 +66,9 @@ class Alfworld:
         if isinstance(games, str | Path):
             data = os.environ.get("ALFWORLD_DATA", "~/.cache/alfworld")  # as alfworld has it
             games = os.path.expandvars(str(games).replace("$ALFWORLD_DATA", data))
-            self.games = _found(os.path.expanduser(games))
+            self.games = _found(os.path.abspath(os.path.expanduser(games)))  # workers have a folder of their own
         else:
-            self.games = tuple(sorted(str(game) for game in games))
+            self.games = tuple(sorted(os.path.abspath(game) for game in games))
         if not self.games:
             raise FileNotFoundError("Alfworld: games names no file: give some, or a folder")
         self._names = package("alfworld.agents.utils.misc", "alfworld").Demangler
