@@ -108,6 +108,64 @@ class _Playing:
     score: float = 0.0
 
 
+class _Table:
+    """The copies of a play: those that are live, and the episodes of those that have ended."""
+
+    def __init__(self, worlds: Copies, tasks: Sequence[int], config: Episodes):
+        self.tasks, self.config, self.count = tasks, config, len(tasks) * config.copies
+        if self.count > worlds.copies:
+            told = f"{len(tasks)} tasks x {config.copies} copies are {self.count}"
+            raise ValueError(f"{told}, the worlds have {worlds.copies}")
+        self.live: dict[int, _Playing] = {}
+        self.done: dict[int, Episode] = {}
+        begun = worlds.reset({copy: tasks[copy // config.copies] for copy in range(self.count)})
+        for copy in range(self.count):
+            if isinstance(seen := begun[copy], Lost):
+                self.end(copy, seen.end, seen.reason)
+            else:
+                self.live[copy] = _Playing(seen)
+
+    def end(self, copy: int, why: End, reason: str = "") -> None:
+        """The copy is not live any more."""
+        group, it = copy // self.config.copies, self.live.pop(copy, None)
+        turns, score, last = ((), 0.0, None) if it is None else (tuple(it.turns), it.score, it.observation)
+        self.done[copy] = Episode(group, self.tasks[group], turns, why, reason, score, last)
+
+    def name(self, copy: int, taken: int, attempt: int) -> int:
+        """What the keys of an answer fold."""
+        group, number = divmod(copy, self.config.copies)
+        again = sum(task == self.tasks[group] for task in self.tasks[:group])
+        return zlib.crc32(f"{attempt} {self.tasks[group]} {again} {number} {taken}".encode())
+
+    def prompts(self, form: Form, taken: int) -> dict[int, np.ndarray]:
+        """Of live copies; those whose prompt is too long end here."""
+        found = {copy: form(it.turns, it.observation) for copy, it in self.live.items()}
+        too_long = [copy for copy, prompt in found.items() if len(prompt) > self.config.max_prompt]
+        if not taken and too_long and len(too_long) == len(found):
+            raise ValueError(
+                f"the first prompt of task {self.tasks[too_long[0] // self.config.copies]} has "
+                f"{len(found[too_long[0]])} tokens, those of the others are too long too, and max_prompt is "
+                f"{self.config.max_prompt}: raise it, or show less"
+            )
+        for copy in too_long:
+            del found[copy]
+            self.end(copy, End.TOO_LONG)
+        return found
+
+    def settle(self, copy: int, turn: Turn, seen: Transition | Lost, last: bool) -> None:
+        """What came of a turn; `last` where the runner allows no further one."""
+        if isinstance(seen, Lost):
+            return self.end(copy, seen.end, seen.reason)
+        it = self.live[copy]
+        valid = turn.valid and (bool(it.observation.admissible) or seen.info.valid)
+        it.turns.append(turn._replace(valid=valid, reward=seen.reward))
+        it.observation, it.score = seen.observation, seen.info.score
+        if seen.terminated:
+            self.end(copy, End.WON if seen.info.won else End.FAILED)
+        elif seen.truncated or last:
+            self.end(copy, End.TRUNCATED if seen.truncated else End.STEP_LIMIT)
+
+
 def play(
     decoder: Decoder,
     params: Params,
@@ -144,84 +202,32 @@ def play(
     Raises:
       ValueError: too few copies in `worlds`, or no first prompt that fits.
     """
-    count = len(tasks) * config.copies
-    if count > worlds.copies:
-        raise ValueError(f"{len(tasks)} tasks x {config.copies} copies are {count}, the worlds have {worlds.copies}")
-    done: dict[int, Episode] = {}
-    # Live copies come in all numbers; programs for the powers of two will do.
-    shape = lambda asked: (
-        {"at_least": (1 << (len(asked) - 1).bit_length(), config.max_prompt)} if sampler is sample else {}
-    )
-    live: dict[int, _Playing] = {}
-
-    def end(copy: int, why: End, reason: str = "") -> None:
-        group, it = copy // config.copies, live.pop(copy, None)
-        turns, score, last = ((), 0.0, None) if it is None else (tuple(it.turns), it.score, it.observation)
-        done[copy] = Episode(group, tasks[group], turns, why, reason, score, last)
-
-    def name(copy: int, taken: int) -> int:
-        """What the keys of an answer fold."""
-        group, number = divmod(copy, config.copies)
-        again = sum(task == tasks[group] for task in tasks[:group])
-        return zlib.crc32(f"{attempt} {tasks[group]} {again} {number} {taken}".encode())
-
-    begun = worlds.reset({copy: tasks[copy // config.copies] for copy in range(count)})
-    for copy in range(count):
-        if isinstance(seen := begun[copy], Lost):
-            end(copy, seen.end, seen.reason)
-        else:
-            live[copy] = _Playing(seen)
+    table, sampling = _Table(worlds, tasks, config), config.sampling
     for taken in range(config.max_steps):
-        prompts = {copy: form(it.turns, it.observation) for copy, it in live.items()}
-        too_long = [copy for copy, prompt in prompts.items() if len(prompt) > config.max_prompt]
-        if not taken and too_long and len(too_long) == len(prompts):
-            raise ValueError(
-                f"the first prompt of task {tasks[too_long[0] // config.copies]} has {len(prompts[too_long[0]])} "
-                f"tokens, those of the others are too long too, and max_prompt is {config.max_prompt}: raise it, or "
-                "show less"
-            )
-        for copy in too_long:
-            del prompts[copy]
-            end(copy, End.TOO_LONG)
-        if not live:
+        prompts = table.prompts(form, taken)
+        if not prompts:
             break
-        asked = [Prompt(name(copy, taken), prompt) for copy, prompt in prompts.items()]
-        rollouts = sampler(
-            decoder, params, asked, seed=seed, step=step, config=config.sampling, mesh=mesh, **shape(asked)
-        )
-        answers = {copy: _answer(rollouts, row, config.sampling.eos_ids) for row, copy in enumerate(prompts)}
-        acts = {}
-        for copy, (response, *_) in answers.items():
-            text = decode(response[~np.isin(response, config.sampling.eos_ids)])
-            acts[copy] = (text, *parse(text, live[copy].observation.admissible))
-        after = worlds.step({copy: action for copy, (_, action, _) in acts.items()})
-        for copy in prompts:
-            it, seen = live[copy], after[copy]
-            if isinstance(seen, Lost):
-                end(copy, seen.end, seen.reason)
-                continue
-            text, action, valid = acts[copy]
-            response, logp, behaviour_logp, stop = answers[copy]
-            valid = valid and (bool(it.observation.admissible) or seen.info.valid)
-            how = {"text": text, "action": action, "valid": valid, "reward": seen.reward}
-            it.turns.append(Turn(it.observation, prompts[copy], response, logp, behaviour_logp, stop, **how))
-            it.observation, it.score = seen.observation, seen.info.score
-            why = _ended(seen, taken + 1 == config.max_steps)
-            if why is not None:
-                end(copy, why)
-    return [done[copy] for copy in range(count)]
+        asked = [Prompt(table.name(copy, taken, attempt), prompt) for copy, prompt in prompts.items()]
+        # Live copies come in all numbers; programs for the powers of two will do.
+        room = (1 << (len(asked) - 1).bit_length(), config.max_prompt)
+        shape = {"at_least": room} if sampler is sample else {}
+        rollouts = sampler(decoder, params, asked, seed=seed, step=step, config=sampling, mesh=mesh, **shape)
+        turns = {}
+        for row, copy in enumerate(prompts):
+            seen = table.live[copy].observation
+            response, logp, behaviour_logp, stop = _answer(rollouts, row)
+            text = decode(response[~np.isin(response, sampling.eos_ids)])
+            action, valid = parse(text, seen.admissible)
+            how = {"text": text, "action": action, "valid": valid, "reward": 0.0}
+            turns[copy] = Turn(seen, prompts[copy], response, logp, behaviour_logp, stop, **how)
+        after = worlds.step({copy: turn.action for copy, turn in turns.items()})
+        for copy, turn in turns.items():
+            table.settle(copy, turn, after[copy], taken + 1 == config.max_steps)
+    return [table.done[copy] for copy in range(table.count)]
 
 
-def _answer(rollouts: Rollouts, row: int, eos_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def _answer(rollouts: Rollouts, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """response, logp, behaviour_logp and stop of a row."""
     keep = np.asarray(rollouts.mask[row])
     said = (x[row][keep] for x in (rollouts.tokens, rollouts.logp, rollouts.behaviour_logp))
     return *said, int(rollouts.stop[row])
-
-
-def _ended(seen: Transition, limit: bool) -> End | None:
-    if seen.terminated:
-        return End.WON if seen.info.won else End.FAILED
-    if seen.truncated:
-        return End.TRUNCATED
-    return End.STEP_LIMIT if limit else None

@@ -127,7 +127,7 @@ def test_lost_episodes_are_counted_and_too_many_end_the_run(tmp_path):
     run(some, world=Failing, tasks=[2, 3])
     first = read_metrics(tmp_path / "some" / "metrics.jsonl")[0]
     assert first["episodes_lost"] == 4
-    assert first["accuracy"] == first["score"], "lost episodes are in neither"
+    assert first["reward"] == pytest.approx(10 * first["accuracy"]) != 0, "lost episodes are in neither"
     assert first["eval_lost"] == 1
     with pytest.raises(RunAborted) as error:
         run(config(tmp_path / "all", steps=1), world=Failing, tasks=[1, 3])
