@@ -95,7 +95,12 @@ def _states(
     past = past_ids(states, trajectory, step, length=config.history)
     if config.anchor == "history":
         return past[:, -1], past
-    return anchor_ids(states, [episodes[e].group for e, *_ in turns], similarity=config.similarity), past
+    # Lost episodes behind the others: which texts are similar depends on the order, and they are to change nothing.
+    order = np.argsort([episodes[e].end.lost for e, *_ in turns], kind="stable")
+    group = np.array([episodes[e].group for e, *_ in turns], int)
+    anchor = np.zeros(len(turns), np.int32)
+    anchor[order] = anchor_ids([states[i] for i in order], group[order], similarity=config.similarity)
+    return anchor, past
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,9 +10,9 @@ import pytest
 
 import rlalign as ra
 from rlalign.algorithms import ALGORITHMS
-from rlalign.envs.episodes import Episodes, play
-from rlalign.envs.prompting import bare, rebuilt, transcript
-from rlalign.envs.protocol import End
+from rlalign.envs.episodes import Episode, Episodes, play
+from rlalign.envs.prompting import Turn, bare, rebuilt, transcript
+from rlalign.envs.protocol import End, Observation
 from rlalign.envs.rows import advantage_parts, episode_batch, group_metrics, of_steps, rows_of
 from rlalign.envs.words import EOS, Words
 from rlalign.envs.worlds import Worlds
@@ -193,6 +193,25 @@ def test_what_makes_steps_comparable_is_a_choice(anchor, same):
     assert rows.anchor[0] == rows.anchor[5], "the first steps of two copies"
     near = dataclasses.replace(SETTINGS, anchor="observation", similarity=0.5)
     assert len(set(rows_of(found, near).anchor[: rows.count])) == 1
+
+
+def test_a_lost_episode_is_in_no_cluster():
+    """Its text resembles two that do not resemble each other: first, it would join them."""
+    text = {0: "abcdef", 1: "abcxyz", 2: "uvwdef"}
+    ends = {0: End.HUNG, 1: End.WON, 2: End.WON}
+    zero = np.zeros(1, np.float32)
+
+    def episode(number):
+        seen = Observation(text[number], "leave")
+        turn = Turn(seen, np.array([3]), np.array([EOS]), zero, zero, 0, "left", "left", True, 0.0)
+        return Episode(0, 0, (turn,), ends[number], "", 0.0, None)
+
+    near = dataclasses.replace(SETTINGS, anchor="observation", similarity=0.5)
+    anchor = rows_of([episode(n) for n in range(3)], near).anchor
+    assert anchor[1] != anchor[2]
+    ends[0] = End.WON
+    anchor = rows_of([episode(n) for n in range(3)], near).anchor
+    assert anchor[1] == anchor[2], "not lost, it is the first of their cluster"
 
 
 @pytest.mark.parametrize("name", ["gigpo", "grpo", "rloo", "hgpo"])
