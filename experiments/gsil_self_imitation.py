@@ -18,8 +18,8 @@ shift 2, that is 7.4 times, at learning rate 5e-7; at rates at which so small a 
 scale is 1 and shift -2. Learning rates are the best of those tried on seed 100, which no result has:
 README says which. spin and dpo lost at all of them and have a lower one.
 
-On two AMD EPYC cores (jax 0.10.2) a run takes 22 to 45 s where little else runs and programs are compiled; mean of
-three seeds, sampled: sft 69.9 %, gsil_bernoulli 70.5 %, spin 58.3 %, dpo 56.4 %, from 59.4 %.
+On two shared AMD EPYC cores (jax 0.10.2), beside other work, a run took 22 to 62 s once programs were compiled; mean
+of three seeds, sampled: sft 69.9 %, gsil_bernoulli 70.5 %, spin 58.3 %, dpo 56.4 %, from 59.4 %.
 
 The last line on stdout is the result as JSON; with --sweep FOLDER/results.json has all. A run that was stopped is
 continued, wherever it was: with the answers, the log-probs and the bits that it had.
