@@ -105,6 +105,18 @@ def test_words_are_tokens():
         Words(["a", "a"])
 
 
+def test_phrases_are_tokens_where_they_are_whole():
+    words = Words(["go to", "go to the", "go", "to", "the", "shelf", "shelf 1", "1", "12", ","])
+    tokens = lambda text: [words.decode([i]) for i in words.encode(text)]
+    assert tokens("Go  to the shelf 1, go") == ["go to the", "shelf 1", ",", "go"]  # the longest, spaces as they may
+    assert tokens("go to shelf 12") == ["go to", "shelf", "12"]  # no part of a word
+    assert tokens("to go to go") == ["to", "go to", "go"]  # from the left
+    text = "go to the shelf 1, shelf 12"
+    assert words.decode(words.encode(text)) == text
+    with pytest.raises(ValueError, match="holds a word twice"):
+        Words(["go to", "Go  to"])
+
+
 class Knowing(Corridor):
     """A corridor with an expert, who gives up after two steps where told to."""
 
