@@ -7,7 +7,8 @@
 A room has 4 to 8 receptacles. Some are closed and show what they hold once they are opened; nothing closes them again.
 One object can be carried. Fridge and microwave cool and heat without being opened, as ALFWorld's do. Commands and texts
 are ALFWorld's in lower case, except that arriving and opening also say what is carried: a policy that remembers two
-steps then sees what it needs. Every text is made of the tables below, so VOCABULARY is all that can be said.
+steps then sees what it needs. Every text is made of the tables below, so VOCABULARY is all that can be said, word by
+word, and with NAMES and PHRASES beside it in fewer tokens.
 """
 
 import functools
@@ -77,14 +78,24 @@ DONE = {  # first word of a command -> what it says
 }
 
 
+TEMPLATES = (
+    *(PUT, LOOK_AT, PUT_TWO, GO, OPEN, USE, TAKE, MOVE, TREAT, LOOK, INVENTORY),
+    *(ROOM, CLOSED, SEEN, CARRIED, NOTHING, *DONE.values()),
+)
 VOCABULARY = vocabulary(
     (
         *(*FIXTURES, *THINGS, *TREATMENTS, *CONDITIONS.values(), LAMP, "in on a an, and nothing"),
-        *(PUT, LOOK_AT, PUT_TWO, GO, OPEN, USE, TAKE, MOVE, TREAT, LOOK, INVENTORY),
-        *(ROOM, CLOSED, SEEN, CARRIED, NOTHING, *DONE.values()),
+        *TEMPLATES,
         *map(str, range(1, LIMITS["objects"].stop)),
     )
 )
+NAMES = (
+    *(f"{kind} {i}" for kind, (_, _, most) in FIXTURES.items() for i in range(1, most + 1)),
+    *(f"{kind} {i}" for kind in THINGS for i in range(1, LIMITS["objects"].stop)),
+    LAMP,
+)
+# What stands between the names, "you pick up the": with NAMES, texts in fewer tokens; see Words.
+PHRASES = tuple(sorted({piece.strip() for text in TEMPLATES for piece in text.split("%s") if " " in piece.strip()}))
 TREATED_AT = {place: verb for verb, (place, _, _) in TREATMENTS.items()}
 SLOTS = [kind for kind, (_, _, most) in FIXTURES.items() for _ in range(most)]
 VALID, INVALID, WON = Info(), Info(valid=False), Info(won=True, score=1.0)

@@ -19,7 +19,7 @@ import pytest
 from rlalign.envs import house
 from rlalign.envs.house import LEVELS, House
 from rlalign.envs.protocol import Info
-from rlalign.envs.words import words
+from rlalign.envs.words import Words, words
 
 ROOT = Path(__file__).parents[2]
 LEVEL = [pytest.param(settings, id=str(level)) for level, settings in LEVELS.items()]
@@ -461,6 +461,30 @@ def test_every_word_is_in_the_vocabulary_and_every_word_of_it_is_said():
     assert {word for word in house.VOCABULARY if word not in said} <= {*"3456", "inventory"}
     assert sorted(set(house.VOCABULARY)) == list(house.VOCABULARY)
     assert len(house.VOCABULARY) == 74
+
+
+def test_names_and_phrases_are_said_and_shorten_texts():
+    draw = random.Random(8)
+    phrased = Words([*house.VOCABULARY, *house.NAMES, *house.PHRASES])
+    used, count, short = set(), 0, 0
+    for settings in LEVELS.values():
+        room = House(**settings)
+        for task in range(150):
+            seen = room.reset(task)
+            for _ in range(15):
+                text = " ".join((seen.task, seen.text, *seen.admissible))
+                ids = phrased.encode(text)
+                assert words(phrased.decode(ids)) == words(text)
+                used |= {phrased.decode([i]) for i in ids}
+                count, short = count + len(words(text)), short + len(ids)
+                after = room.step(draw.choice(seen.admissible))
+                seen = after.observation
+                if after.terminated or after.truncated:
+                    break
+    assert short < 0.65 * count
+    rare = {f"{kind} {i}" for kind in house.THINGS for i in range(3, 7)}
+    assert {name for name in house.NAMES if name not in used} <= rare
+    assert {phrase for phrase in house.PHRASES if phrase not in used} <= {"nothing happens."}
 
 
 def test_prompts_stay_short():
