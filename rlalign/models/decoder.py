@@ -11,7 +11,7 @@ each token by itself, which is why a shared prefix may be stored once.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -26,7 +26,8 @@ from rlalign_kernels import attention_plan, decode_attention, forest_attention
 Attend = Callable[[Any, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 AttentionFn = Callable[..., jax.Array]
 
-INITIAL_KERNEL = nn.initializers.normal(0.02)
+FIXED = 0.02  # deviation of new matrices
+INITIAL_KERNEL = nn.initializers.normal(FIXED)
 ACTIVATIONS = {"silu": nn.silu, "gelu": functools.partial(nn.gelu, approximate=False), "gelu_tanh": nn.gelu}
 KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")
 KEPT = {  # ModelConfig.remat -> what the backward finds in memory
@@ -169,7 +170,7 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(self, token, position, cache):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
-        embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.width), dtype)
+        embedding = self.param("embedding", INITIAL_KERNEL, (c.vocab_size, c.width), dtype)
         layer = Layer
         if c.remat != "none":
             layer = nn.remat(Layer, prevent_cse=False, policy=KEPT[c.remat])
@@ -190,6 +191,20 @@ class Stack(nn.Module):
             self.param("head", lambda key: {"kernel": INITIAL_KERNEL(key, (c.width, c.vocab_size), dtype)})
         x = Norm(c, name="final_norm")(x)
         return x.reshape(*token.shape, c.width), cache
+
+
+def _by_fan_in(params: Params, config: ModelConfig) -> Params:
+    """Matrices of deviation FIXED, scaled; see Decoder.init."""
+    inputs = {"output": config.heads * config.head_width, "down": config.mlp_width}
+
+    def scaled(path, x):
+        *_, owner, name = ("", *(key.key for key in path))
+        if name not in ("kernel", "embedding"):
+            return x
+        deviation = inputs.get(owner, config.width) ** -0.5 * ((2 * config.layers) ** -0.5 if owner in inputs else 1)
+        return x * jnp.asarray(deviation / FIXED, x.dtype)
+
+    return jax.tree_util.tree_map_with_path(scaled, params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,12 +230,25 @@ class Decoder:
     plan: Callable[..., Any] = attention_plan
     decode: AttentionFn = decode_attention
 
-    def init(self, seed: int) -> Params:
-        """Random parameters from a seed: normal(0.02) matrices, zero biases, unit norms; layers stacked on axis 0."""
+    def init(self, seed: int, *, deviation: Literal["fixed", "fan_in"] = "fixed") -> Params:
+        """Random parameters from a seed: normal matrices, zero biases, unit norms; layers stacked on axis 0.
+
+        Args:
+          seed: of all of them.
+          deviation: of the matrices. "fixed", 0.02, is what models of a width near 2500 are begun with (GPT-2);
+            "fan_in", 1 / sqrt(inputs), and where a matrix writes to the residual stream 1 / sqrt(2 layers inputs), is
+            close to that there, and fits narrow models too: from smaller matrices they learn to copy much later.
+
+        Raises:
+          ValueError: another deviation.
+        """
+        if deviation not in ("fixed", "fan_in"):
+            raise ValueError(f"deviation={deviation!r} is not known; choose 'fixed' or 'fan_in'")
         token = jnp.zeros((1, 1), jnp.int32)
         forest = TokenForest(token, token, token - 1, token + 1)
         stack = Stack(self.config, self.attend(forest))
-        return stack.init(jax.random.key(seed), token, token, None)["params"]
+        params = stack.init(jax.random.key(seed), token, token, None)["params"]
+        return params if deviation == "fixed" else _by_fan_in(params, self.config)
 
     def apply(self, params: Params, forest: TokenForest) -> jax.Array:
         """Hidden states after the final norm.

@@ -183,6 +183,23 @@ def test_init_depends_on_the_seed_alone():
     assert kernel.std() == pytest.approx(0.02, rel=0.1)
 
 
+def test_init_by_the_number_of_inputs():
+    """1 / sqrt(inputs); what writes to the residual stream sqrt(2 layers) times less; norms and biases as they were."""
+    config = dataclasses.replace(QWEN2, width=96, heads=6, head_width=32, mlp_width=160, tied_head=False, layers=3)
+    fixed, scaled = (Decoder(config).init(5, deviation=kind) for kind in ("fixed", "fan_in"))
+    layer, bare = scaled["layers"], fixed["layers"]
+    for owner, expected in {"query": 96**-0.5, "value": 96**-0.5, "output": 192**-0.5 / 6**0.5}.items():
+        assert layer["attention"][owner]["kernel"].std() == pytest.approx(expected, rel=0.03)
+    for owner, expected in {"gate": 96**-0.5, "up": 96**-0.5, "down": 160**-0.5 / 6**0.5}.items():
+        assert layer["mlp"][owner]["kernel"].std() == pytest.approx(expected, rel=0.03)
+    for matrix in (scaled["embedding"], scaled["head"]["kernel"]):
+        assert matrix.std() == pytest.approx(96**-0.5, rel=0.1)
+    np.testing.assert_array_equal(layer["attention_norm"]["scale"], bare["attention_norm"]["scale"])
+    np.testing.assert_array_equal(layer["attention"]["query"]["bias"], bare["attention"]["query"]["bias"])
+    with pytest.raises(ValueError, match="deviation='xavier' is not known; choose 'fixed' or 'fan_in'"):
+        Decoder(config).init(5, deviation="xavier")  # pyright: ignore[reportArgumentType]
+
+
 def test_tied_and_untied_heads():
     tied, untied = random_params(QWEN2), random_params(QWEN3)
     assert "head" not in tied
