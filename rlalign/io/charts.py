@@ -183,6 +183,7 @@ def curve_svg(
     *,
     title: str = "",
     unit: str = "",
+    axis: str = "step",
     width: int = 760,
     height: int = 380,
 ) -> str:
@@ -193,6 +194,7 @@ def curve_svg(
       key: the metric; a mean is drawn at the steps that every seed of the run has, smoothed if there are over 100.
       title: above the chart; the key if empty.
       unit: "%" (values are shares), "s", "×" or "".
+      axis: what the rows' "step" counts.
 
     Returns:
       The file's text. It has its own colours for light and dark and needs nothing from outside.
@@ -205,7 +207,7 @@ def curve_svg(
         raise ValueError(f"no value of {key!r} in {', '.join(empty)}")
     everything = [points for seeds in curves.values() for points in seeds]
     room = 20 + 8 * max(len(f"{name} 100.0%") for name in curves)
-    frame, axes = _axes(everything, unit, width - room, height - 12, top=64, left=14)
+    frame, axes = _axes(everything, unit, width - room, height - 12, top=64, left=14, axis=axis)
     body, labels = [_heading(title or key, [len(seeds) for seeds in curves.values()], width, height), axes], []
     for index, (name, seeds) in enumerate(curves.items()):
         color, mean = f"c{index % 5 + 1}", _mean(seeds)
@@ -237,7 +239,7 @@ def _heading(title: str, seeds: Sequence[int], width: int, height: int) -> str:
 
 
 def _axes(
-    curves: Sequence[Sequence[Point]], unit: str, width: int, height: int, *, zero=False, top=20, left=0
+    curves: Sequence[Sequence[Point]], unit: str, width: int, height: int, *, zero=False, top=20, left=0, axis="step"
 ) -> tuple[Frame, str]:
     """The frame that holds all curves, and its grid, ticks and their labels."""
     steps = [x for points in curves for x, _ in points]
@@ -245,7 +247,7 @@ def _axes(
     marks, distance = ticks(low, high, max(2, (height - top) // 38))
     names = [number(mark, unit, step=distance) for mark in marks]
     first, last = min(steps), max(steps)
-    margin = left + 12 + 6.3 * max(map(len, [*names, "step"]))
+    margin = left + 12 + 6.3 * max(map(len, [*names, axis]))
     span = (first, last) if last > first else (first - 1, last + 1)
     frame = Frame(span, (low, high), margin, width - 14, top, height - 24)
     parts = []
@@ -255,7 +257,7 @@ def _axes(
             f'<line class="grid" x1="{margin:.1f}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text x="{margin - 7:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{name}</text>'
         )
-    parts.append(f'<text x="{margin - 7:.1f}" y="{height - 7}" text-anchor="end">step</text>')
+    parts.append(f'<text x="{margin - 7:.1f}" y="{height - 7}" text-anchor="end">{axis}</text>')
     for mark in {round(mark) for mark in ticks(*span, max(2, (width - int(margin)) // 80))[0]}:
         x = frame.at((mark, low))[0]
         anchor = "end" if x > frame.right - 12 else "middle"

@@ -4,9 +4,12 @@ write_comparison("runs/sweep", "Reward quality", {"good": {"gprs": ["runs/a", "r
 """
 
 import html
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from rlalign.evaluation import Estimate, interval
 from rlalign.io.charts import column, curve_svg, number
@@ -15,6 +18,42 @@ from rlalign.io.metrics import read_metrics
 from rlalign.io.style import PAGE, PAGE_CSS
 
 Runs = Mapping[str, Sequence[str | os.PathLike[str]]]  # name -> folders, one a seed
+
+
+def at_equal_cost(runs: Runs, metric: str, cost: str, *, points: int = 17) -> dict[str, list[list[dict[str, float]]]]:
+    """Curves of a metric against what had been spent by then, at costs that all runs have come to.
+
+    Args:
+      runs: name -> folders, one a seed.
+      metric: of metrics.jsonl, written before the step of its row; in between it is interpolated.
+      cost: of metrics.jsonl, what a step spends, such as "environment_steps"; what was spent is its running sum.
+      points: on a curve.
+
+    Returns:
+      name -> rows of each seed, {"step": the cost, metric: its value}: equal costs from 0 to the smallest total.
+
+    Raises:
+      ValueError: a run that has less than two values of the metric, by its folder.
+    """
+    found: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for name, folders in runs.items():
+        for folder in folders:
+            rows = read_metrics(Path(folder) / "metrics.jsonl")
+            spent = list(itertools.accumulate((row.get(cost) or 0 for row in rows), initial=0))
+            known = [
+                (before, row[metric]) for before, row in zip(spent, rows, strict=False) if row.get(metric) is not None
+            ]
+            if len(known) < 2:
+                raise ValueError(f"{folder}/metrics.jsonl has {len(known)} values of {metric!r}: a curve takes two")
+            found.setdefault(name, []).append(([x for x, _ in known], [y for _, y in known]))
+    grid = np.linspace(0, min(costs[-1] for seeds in found.values() for costs, _ in seeds), points)
+    return {
+        name: [
+            [{"step": float(x), metric: float(y)} for x, y in zip(grid, np.interp(grid, *curve), strict=True)]
+            for curve in seeds
+        ]
+        for name, seeds in found.items()
+    }
 
 
 def last_values(folders: Sequence[str | os.PathLike[str]], metric: str) -> list[float]:
@@ -32,12 +71,19 @@ def last_values(folders: Sequence[str | os.PathLike[str]], metric: str) -> list[
     return found
 
 
-def comparison_table(groups: Mapping[str, Runs], metric: str = "eval_accuracy") -> dict[str, dict[str, Estimate]]:
-    """group -> name -> the mean over seeds of the metric's last value, with Student's 95% interval."""
-    return {
-        group: {name: interval(last_values(folders, metric)) for name, folders in runs.items()}
-        for group, runs in groups.items()
-    }
+def comparison_table(
+    groups: Mapping[str, Runs], metric: str = "eval_accuracy", *, cost: str | None = None
+) -> dict[str, dict[str, Estimate]]:
+    """group -> name -> the mean over seeds of the metric's last value, with Student's 95% interval; with a `cost` its
+    value where all runs of the group had spent as much."""
+
+    def values(runs: Runs) -> dict[str, list[float]]:
+        if cost is None:
+            return {name: last_values(folders, metric) for name, folders in runs.items()}
+        equal = at_equal_cost(runs, metric, cost, points=2)
+        return {name: [rows[-1][metric] for rows in seeds] for name, seeds in equal.items()}
+
+    return {group: {name: interval(found) for name, found in values(runs).items()} for group, runs in groups.items()}
 
 
 def write_comparison(
@@ -48,6 +94,7 @@ def write_comparison(
     metric: str = "eval_accuracy",
     unit: str = "%",
     note: str = "",
+    cost: str | None = None,
 ) -> Path:
     """Writes index.html: a table of all groups, and for each group the curves of its runs.
 
@@ -58,6 +105,7 @@ def write_comparison(
       metric: of metrics.jsonl.
       unit: "%" (values are shares), "s", "×" or "".
       note: a sentence below the title.
+      cost: what runs are compared at equal amounts of, where it is not steps; see at_equal_cost.
 
     Returns:
       The path of index.html, replaced atomically.
@@ -69,18 +117,26 @@ def write_comparison(
         raise ValueError("groups is empty: nothing to compare")
     curves = []
     for group, runs in groups.items():
-        rows = {name: [read_metrics(Path(one) / "metrics.jsonl") for one in each] for name, each in runs.items()}
-        drawing = curve_svg(rows, metric, title=group, unit=unit)
-        curves.append(f"<figure>{drawing}</figure>")
+        curves.append(f"<figure>{comparison_svg(runs, group, metric=metric, unit=unit, cost=cost)}</figure>")
     body = [
         f'<header><p class="eyebrow">rlalign comparison</p><h1>{html.escape(title)}</h1>'
         f'<p class="note">{html.escape(note)}</p></header>',
-        _table(comparison_table(groups, metric), unit),
+        _table(comparison_table(groups, metric, cost=cost), unit, cost),
         *curves,
     ]
     path = Path(folder) / "index.html"
     write_atomic(path, PAGE.format(title=html.escape(title), style=PAGE_CSS, body="\n".join(body)))
     return path
+
+
+def comparison_svg(
+    runs: Runs, title: str, *, metric: str = "eval_accuracy", unit: str = "%", cost: str | None = None
+) -> str:
+    """The curves of one group as a standalone SVG file; see write_comparison."""
+    if cost is not None:
+        return curve_svg(at_equal_cost(runs, metric, cost), metric, title=title, unit=unit, axis=cost.replace("_", " "))
+    rows = {name: [read_metrics(Path(one) / "metrics.jsonl") for one in each] for name, each in runs.items()}
+    return curve_svg(rows, metric, title=title, unit=unit)
 
 
 def shown(estimate: Estimate, unit: str) -> str:
@@ -91,7 +147,7 @@ def shown(estimate: Estimate, unit: str) -> str:
     return f"{number(estimate.value, unit)} ± {number(half, unit).removesuffix('%')}"
 
 
-def _table(table: Mapping[str, Mapping[str, Estimate]], unit: str) -> str:
+def _table(table: Mapping[str, Mapping[str, Estimate]], unit: str, cost: str | None) -> str:
     names = list(dict.fromkeys(name for runs in table.values() for name in runs))
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     body = "".join(
@@ -100,7 +156,8 @@ def _table(table: Mapping[str, Mapping[str, Estimate]], unit: str) -> str:
         + "</tr>"
         for group, runs in table.items()
     )
+    where = "last value" if cost is None else f"value at equal {cost.replace('_', ' ')}"
     return (
-        '<section><div class="card"><p class="note">last value: mean over seeds ± half of its 95% interval</p>'
+        f'<section><div class="card"><p class="note">{where}: mean over seeds ± half of its 95% interval</p>'
         f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
     )

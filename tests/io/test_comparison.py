@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlalign.io.comparison import comparison_table, last_values, shown, write_comparison
+from rlalign.io.comparison import at_equal_cost, comparison_table, last_values, shown, write_comparison
 
 
 def run(folder, values):
@@ -48,3 +48,28 @@ def test_a_run_without_the_metric_is_named(tmp_path):
         last_values([folder], "eval_accuracy")
     with pytest.raises(ValueError, match="nothing to compare"):
         write_comparison(tmp_path, "t", {})
+
+
+def spending(folder, accuracy, cost):
+    rows = [{"step": k, "eval_accuracy": a, "actions": c} for k, (a, c) in enumerate(zip(accuracy, cost, strict=True))]
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_runs_are_compared_where_they_have_spent_as_much(tmp_path):
+    """The value of a row was measured before its step was paid for; null where there was no evaluation."""
+    slow = spending(tmp_path / "slow", [0.0, None, 0.4, 0.8], [100, 100, 200, None])  # 0 at 0, .4 at 200, .8 at 400
+    fast = spending(tmp_path / "fast", [0.2, 0.6, 0.9], [200, 40, None])  # .2 at 0, .6 at 200, .9 at 240
+    runs = {"a": [slow], "b": [fast]}
+    found = at_equal_cost(runs, "eval_accuracy", "actions", points=3)
+    assert [row["step"] for row in found["a"][0]] == [row["step"] for row in found["b"][0]] == [0.0, 120.0, 240.0]
+    assert [row["eval_accuracy"] for row in found["a"][0]] == pytest.approx([0.0, 0.24, 0.48])
+    assert [row["eval_accuracy"] for row in found["b"][0]] == pytest.approx([0.2, 0.44, 0.9])
+    table = comparison_table({"level": runs}, cost="actions")["level"]
+    assert (table["a"].value, table["b"].value) == (pytest.approx(0.48), pytest.approx(0.9))
+    page = write_comparison(tmp_path, "Sweep", {"level": runs}, cost="actions").read_text()
+    for text in ("a 48.0%", "b 90.0%", "value at equal actions", ">actions</text>"):
+        assert text in page
+    with pytest.raises(ValueError, match=r"one/metrics\.jsonl has 1 values of 'eval_accuracy': a curve takes two"):
+        at_equal_cost({"a": [spending(tmp_path / "one", [0.5], [1])]}, "eval_accuracy", "actions")
