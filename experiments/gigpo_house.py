@@ -32,7 +32,7 @@ import tyro
 
 import rlalign as ra
 from rlalign.envs.episodes import Episodes
-from rlalign.envs.house import LEVELS, VOCABULARY, House
+from rlalign.envs.house import LEVELS, NAMES, PHRASES, VOCABULARY, House
 from rlalign.envs.imitation import shown_by_expert
 from rlalign.envs.prompting import Turn, bare, rebuilt
 from rlalign.envs.protocol import Observation
@@ -45,10 +45,10 @@ from rlalign.io.experiment import earlier_result, with_preset
 from rlalign.io.files import fingerprint, write_atomic
 from rlalign.io.metrics import read_metrics
 
-WORDS = Words(sorted({*VOCABULARY, "did", "can", ";", *map(str, range(16))}))
+WORDS = Words(sorted({*VOCABULARY, *NAMES, *PHRASES, "did", "can", ";", *map(str, range(16))}))
 MAX_PROMPT, MAX_ACTION = 128, 8
 ROW = 640  # tokens a row of the forest
-TRAIN, HELD_OUT = range(4096), range(1 << 20, (1 << 20) + 128)  # task seeds
+TRAIN, HELD_OUT = range(4096), range(1 << 20, (1 << 20) + 256)  # task seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,15 +73,15 @@ class GigpoHouse:
     warm_tasks: int = 2048
     warm_steps: int = 500
     noise: float = 0.3
-    steps: int = 100
+    steps: int = 160
     tasks_per_step: int = 8
     copies: int = 8
     scale: Literal["none", "std"] = "none"
     penalty: float = 1.0
     learning_rate: float = 3e-4
-    minibatches: int = 1
+    minibatches: int = 2
     kl_coef: float = 0.0
-    eval_every: int = 10
+    eval_every: int = 20
     sweep: bool = False
     seeds: int = 3
     folder: str = "runs/gigpo-house"
@@ -112,31 +112,38 @@ def shown(past: Sequence[Turn], taken: int, observation: Observation) -> str:
 
 
 def warm_policy(config: GigpoHouse, decoder: ra.Decoder) -> ra.types.Params:
-    """The policy after imitating the noisy expert."""
+    """The policy after imitating the noisy expert: first every word of what it saw and did, then what it did alone."""
+    policy = decoder.init(config.seed, deviation="fan_in")
+    for learn, rate in (("all", 3e-3), ("action", 2e-3)):
+        policy = imitated(config, decoder, policy, learn, rate)
+    return policy
+
+
+def imitated(
+    config: GigpoHouse, decoder: ra.Decoder, policy: ra.types.Params, learn: Literal["all", "action"], rate: float
+) -> ra.types.Params:
+    """The policy after half of the warm-up."""
     form = rebuilt(WORDS.encode, history=2, render=shown)
     encode = lambda action: np.append(WORDS.encode(action), np.int32(EOS))
     tasks = TRAIN[: config.warm_tasks]
-    how = {"form": form, "encode": encode, "noise": config.noise, "learn": "all"}
+    how = {"form": form, "encode": encode, "noise": config.noise, "learn": learn}
     examples = shown_by_expert(House(**LEVELS[config.level]), tasks, **how)
-    size = 64
+    size, steps = 64, config.warm_steps // 2
     run = ra.OfflineConfig(
-        folder=f"{config.folder}/seed{config.seed}/warm",
+        folder=f"{config.folder}/seed{config.seed}/warm-{learn}",
         algorithm="sft",
         examples_per_step=size,
         optimizer=ra.OptimizerConfig(
-            learning_rate=3e-3,
-            warmup_steps=min(20, config.warm_steps // 2),
-            schedule="cosine",
-            total_steps=config.warm_steps + 1,
+            learning_rate=rate, warmup_steps=min(20, steps // 2), schedule="cosine", total_steps=steps + 1
         ),
         row_length=ROW,
-        epochs=config.warm_steps * size / len(examples),
+        epochs=steps * size / len(examples),
         seed=config.seed,
-        eval_every=10 * config.warm_steps,
-        checkpoint_every=config.warm_steps,
+        eval_every=10 * steps,
+        checkpoint_every=steps,
         keep=1,
     )
-    return ra.fit_offline(run, decoder=decoder, params=decoder.init(config.seed), examples=examples).state.params
+    return ra.fit_offline(run, decoder=decoder, params=policy, examples=examples).state.params
 
 
 def objective(config: GigpoHouse) -> ra.Algorithm:
