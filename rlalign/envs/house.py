@@ -17,7 +17,7 @@ import random
 from collections.abc import Sequence
 
 from rlalign.envs.protocol import Info, Observation, Transition
-from rlalign.envs.words import vocabulary
+from rlalign.envs.words import phrases, vocabulary
 
 REWARD = 10.0  # of the step that ends a task
 LIMITS = {"receptacles": range(4, 9), "objects": range(2, 7), "horizon": range(12, 1001)}
@@ -95,7 +95,7 @@ NAMES = (
     LAMP,
 )
 # What stands between the names, "you pick up the": with NAMES, texts in fewer tokens; see Words.
-PHRASES = tuple(sorted({piece.strip() for text in TEMPLATES for piece in text.split("%s") if " " in piece.strip()}))
+PHRASES = phrases(TEMPLATES)
 TREATED_AT = {place: verb for verb, (place, _, _) in TREATMENTS.items()}
 SLOTS = [kind for kind, (_, _, most) in FIXTURES.items() for _ in range(most)]
 VALID, INVALID, WON = Info(), Info(valid=False), Info(won=True, score=1.0)

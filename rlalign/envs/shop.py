@@ -7,7 +7,8 @@
     search page ─search[...]─▶ list page, some items ─click[item 7]─▶ item page, options ─click[buy now]─▶ end
 
 What can be clicked is admissible, and on the search page three searches made of the instruction; any other search
-is understood there too. Every text is made of the tables below, so VOCABULARY is all that can be said.
+is understood there too. Every text is made of the tables below, so VOCABULARY is all that can be said, word by word,
+and with PHRASES beside it in fewer tokens.
 """
 
 import collections
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rlalign.envs.protocol import Info, Observation, Transition
-from rlalign.envs.words import vocabulary, words
+from rlalign.envs.words import phrases, vocabulary, words
 
 REWARD = 10.0  # of buying what is asked for, in all respects
 MOST = 20  # items that a search finds
@@ -50,13 +51,16 @@ NOTHING = "nothing happens."
 SEARCH = "search[%s]"
 CLICK = "click[%s]"
 BUY, BACK, NEXT, PREV = (CLICK % what for what in ("buy now", "back to search", "next >", "< prev"))
+TEMPLATES = (ASKED, HOME, PAGE, LISTED, EMPTY, ITEM, BOUGHT, NOTHING, SEARCH, CLICK, BUY, BACK, NEXT, PREV)
 VOCABULARY = vocabulary(
     (
         *(*DEPARTMENT, *FEATURES, *MATERIALS, *COLORS, *SIZES, ", ; and nothing"),
-        *(ASKED, HOME, PAGE, LISTED, EMPTY, ITEM, BOUGHT, NOTHING, SEARCH, CLICK, BUY, BACK, NEXT, PREV),
+        *TEMPLATES,
         *map(str, range(1, PRICES.stop + 1)),
     )
 )
+# What stands between what differs, "click[item": with VOCABULARY, texts in fewer tokens; see Words.
+PHRASES = phrases((*TEMPLATES, CLICK % "item %s"))
 VALID, INVALID = Info(), Info(valid=False)
 
 

@@ -23,6 +23,16 @@ def vocabulary(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({word for text in texts for word in words(text.replace("%s", " "))}))
 
 
+def phrases(texts: Iterable[str]) -> tuple[str, ...]:
+    """The sorted pieces of several words that texts have between the places of others, "%s".
+
+    >>> phrases(["you see %s.", "take the %s from the %s", "look"])
+    ('from the', 'take the', 'you see')
+    """
+    pieces = {" ".join(words(piece)) for text in texts for piece in text.split("%s")}
+    return tuple(sorted(piece for piece in pieces if " " in piece))
+
+
 class Words:
     """Words, numbers and punctuation marks as tokens; upper case becomes lower.
 

@@ -289,6 +289,8 @@ PAPER = {
     "gsil": (["gsil_self_imitation.py"], "gsil_zephyr", "7.24 billion"),
     "gprs": (["gprs_reward_quality.py"], "gprs_tldr", "8.03 billion"),
     "rule": (["gprs_reward_quality.py", "--reward", "rule"], "gprs_math", "7.62 billion"),
+    "alfworld": (["gigpo_alfworld.py"], "gigpo_alfworld", "1.54 billion"),
+    "webshop": (["gigpo_webshop.py"], "gigpo_webshop", "1.54 billion"),
 }
 
 
@@ -296,6 +298,7 @@ PAPER = {
 def test_the_papers_preset_of_an_experiment_is_planned_and_not_run(case, tmp_path, monkeypatch, capsys):
     (script, *flags), plan, size = PAPER[case]
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "experiments")  # what some of them share
     monkeypatch.setattr(sys, "argv", [script, "--preset", "paper", "--topology", "v5p:2x2x2", *flags])
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(ROOT / "experiments" / script), run_name="__main__")

@@ -1,0 +1,42 @@
+"""A tiny transformer learns to buy what is asked for in a Shop: GiGPO beside GRPO, from scratch on two cores.
+
+    python experiments/gigpo_shop.py                                 # one run: gigpo, seed 0
+    python experiments/gigpo_shop.py --sweep                         # both algorithms, three seeds, the page of results
+    python experiments/gigpo_shop.py --preset smoke                  # a few steps, for the machinery
+
+As in gigpo_house.py a noisy expert is imitated first. Then a purchase that is right in kind, attributes, options and
+price is worth 10, and any other nothing.
+
+Writes RUN/report.html and RUN/trajectories.html, with --sweep also FOLDER/index.html and results.json; the last line on
+stdout is JSON.
+"""
+
+import dataclasses
+
+import tyro
+from from_scratch import Settings, World, main
+
+from rlalign.envs.shop import LEVELS, PHRASES, VOCABULARY, Shop
+
+WORLD = World(
+    name="gigpo_shop",
+    title="Purchases in a Shop",
+    make=Shop,
+    levels=LEVELS,
+    vocabulary=(*VOCABULARY, *PHRASES),
+    max_prompt=112,
+    max_action=8,
+    row=640,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class GigpoShop(Settings):
+    """Settings, with the defaults of this world: what matters is on the page, so that one turn of history will do."""
+
+    history: int = 1
+    folder: str = "runs/gigpo-shop"
+
+
+if __name__ == "__main__":
+    main(WORLD, tyro.cli(GigpoShop))
