@@ -83,10 +83,14 @@ def past_ids(
     """
     if length < 0:
         raise ValueError(f"length must be >= 0, got {length}")
-    seen: dict[int, tuple[Hashable, ...]] = {}
-    key: list[list[Hashable]] = [[]] * len(anchors)
-    for row in np.lexsort((np.asarray(step), np.asarray(trajectory))).tolist():
-        past = seen[int(trajectory[row])] = (*seen.get(int(trajectory[row]), ())[-length - 1 :], anchors[row])
-        key[row] = [past[-level - 1 :] for level in range(length + 1)]
-    levels = [anchor_ids([k[level] for k in key], np.zeros(len(anchors), int)) for level in range(length + 1)]
+    trajectory, one = np.asarray(trajectory), np.zeros(len(anchors), int)
+    order = np.lexsort((np.asarray(step), trajectory))
+    goes_on = np.append(False, trajectory[order][1:] == trajectory[order][:-1])[: len(order)]
+    before = np.empty(len(order), int)
+    before[order] = np.where(goes_on, np.roll(order, 1), -1)
+    state = anchor_ids(anchors, one)
+    levels = [state]
+    for _ in range(length):  # a state with l before it is that state, and the one before with l - 1 before it
+        earlier = np.where(before < 0, -1, levels[-1][before])
+        levels.append(anchor_ids(list(zip(state.tolist(), earlier.tolist(), strict=True)), one))
     return np.stack(levels, axis=1)

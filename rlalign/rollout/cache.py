@@ -47,7 +47,8 @@ def empty_suffix(config: ModelConfig, prompts: int, samples: int, length: int) -
 def _write(cache: jax.Array, layer, value: jax.Array, at: tuple = ()) -> jax.Array:
     """Put `value` (without the layer axis) at `layer` and, on the last axes, at `at`; in place where possible."""
     start = (layer, *(0,) * (cache.ndim - 1 - len(at)), *at)
-    return jax.lax.dynamic_update_slice(cache, value[None].astype(cache.dtype), start)
+    one_type = [jnp.asarray(i, jnp.int32) for i in start]  # in float64 mode Python's numbers are int64
+    return jax.lax.dynamic_update_slice(cache, value[None].astype(cache.dtype), one_type)
 
 
 def attend_prefill(attend: Attend) -> Attend:
