@@ -3,12 +3,13 @@
     folder/
       120/state/...       the TrainState, written by Orbax (StandardSave): every array, sharded or not
       120/meta/...        a JSON item: configuration, fingerprints of model and prompts, loop step
-      120/files.json      every file of the step and its size, written last
+      120/files.json      every file of the step with its size and CRC-32, written last
       best.json           the step that retention must never delete
 
 A step is written in a staging folder and appears under its number by one rename, so a kill at any moment leaves either
-the whole step or nothing under that number. What is later truncated or lost is found by comparing with `files.json`
-before anything is read. The folder has to be on a file system with atomic renames, shared by all processes.
+the whole step or nothing under that number. What is later truncated, lost or changed by a bit is found by comparing
+with `files.json` before anything is read: Orbax alone restores a flipped bit in silence. The folder has to be on a file
+system with atomic renames, shared by all processes.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import logging
 import os
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from rlalign.checks import differences
+from rlalign.hosts import of_first
 from rlalign.io.files import sync_folder, write_atomic
 from rlalign.types import TrainState
 
@@ -118,7 +121,7 @@ class Checkpoints:
         finally:
             if jax.process_index() == 0:
                 self._clean()
-        self._alone(self._retain, "retain")
+        self._alone(lambda: self._retain(step), "retain")
 
     def meta(self, step: int) -> dict[str, Any]:
         """What `save` was given as `meta`. Raises CheckpointError where the step is damaged or absent."""
@@ -171,15 +174,22 @@ class Checkpoints:
         return step if step in self.steps() else None
 
     def problem(self, step: int) -> str | None:
-        """What is wrong with a saved step: files missing, truncated or grown since it was saved; None if intact."""
+        """What is wrong with a saved step: files missing, truncated or changed since it was saved; None if intact."""
+        return self._missing(step) or self._changed(step)
+
+    def _missing(self, step: int) -> str | None:
+        """What is wrong by names and sizes alone, which costs no read of the arrays."""
         root = self.folder / str(step)
         try:
-            sizes = json.loads((root / MANIFEST).read_bytes())
+            saved = json.loads((root / MANIFEST).read_bytes())
+            sizes = {name: size for name, (size, _) in saved.items()}
         except FileNotFoundError:
             return f"{MANIFEST} is missing" if root.is_dir() else "there is no such checkpoint"
         except ValueError:
-            return f"{MANIFEST} is truncated"
-        found = _sizes(root)
+            return f"{MANIFEST} is truncated or damaged"
+        except (AttributeError, TypeError):
+            return f"{MANIFEST} is damaged, or of an earlier version, without checksums"
+        found = {path.relative_to(root).as_posix(): path.stat().st_size for path in _files(root)}
         for name, size in sizes.items():
             if name not in found:
                 return f"{name} is missing"
@@ -187,19 +197,35 @@ class Checkpoints:
                 return f"{name} has {found[name]} bytes instead of {size}"
         return None
 
+    def _changed(self, step: int) -> str | None:
+        """The first file whose bytes are not those that were saved."""
+        root = self.folder / str(step)
+        for name, (_, checksum) in json.loads((root / MANIFEST).read_bytes()).items():
+            if _crc32(root / name) != checksum:
+                return f"{name} is not what was saved (its CRC-32 differs)"
+        return None
+
     def _intact(self, step: int | None) -> int:
-        """The newest intact step up to `step`; warns of the damaged ones that it passes over."""
+        """The newest intact step up to `step`; warns of the damaged ones that it passes over.
+
+        Process 0 looks, and all take its step: checksums read every byte, and two processes must not see two steps.
+        """
         if step is None:
             step = self.latest()
-        damage = []
-        for candidate in [s for s in reversed(self.steps()) if step is not None and s <= step]:
-            problem = self.problem(candidate)
-            if problem is None:
-                for text in damage:
-                    warnings.warn(f"{text}; using step {candidate} instead", DamagedCheckpoint, stacklevel=3)
-                return candidate
-            damage.append(f"damaged checkpoint {self.folder / str(candidate)}: {problem}")
-        raise CheckpointError("\n".join([f"{self.folder} has no checkpoint that can be read", *damage]))
+        found, damage = -1, []
+        if jax.process_index() == 0:
+            for candidate in [s for s in reversed(self.steps()) if step is not None and s <= step]:
+                problem = self.problem(candidate)
+                if problem is None:
+                    found = candidate
+                    break
+                damage.append(f"damaged checkpoint {self.folder / str(candidate)}: {problem}")
+        found = int(of_first(float(found)))
+        if found < 0:
+            raise CheckpointError("\n".join([f"{self.folder} has no checkpoint that can be read", *damage]))
+        for text in damage:
+            warnings.warn(f"{text}; using step {found} instead", DamagedCheckpoint, stacklevel=3)
+        return found
 
     def _record(self, step: int) -> dict[str, Any]:
         with _quiet():
@@ -207,16 +233,18 @@ class Checkpoints:
             return self._orbax.restore(self.folder / str(step), args=args).meta
 
     def _commit(self, staging: Path, step: int) -> None:
-        write_atomic(staging / MANIFEST, json.dumps(_sizes(staging), indent=0))
+        saved = {p.relative_to(staging).as_posix(): [p.stat().st_size, _crc32(p)] for p in _files(staging)}
+        write_atomic(staging / MANIFEST, json.dumps(saved, indent=0))
         target = self.folder / str(step)
         if target.exists():  # a damaged one: an intact one was refused by save
             self._delete(step)
         staging.rename(target)
         sync_folder(self.folder)
 
-    def _retain(self) -> None:
+    def _retain(self, saved: int) -> None:
         steps = self.steps()
-        stay = {*[s for s in steps if self.problem(s) is None][-self.keep :], self.best()}
+        # `saved` was read back a moment ago. Of the others sizes alone are compared: it may be the only good one.
+        stay = {saved, *[s for s in steps if self._missing(s) is None][-self.keep :], self.best()}
         for step in steps:
             if step not in stay and (self.keep_every is None or step % self.keep_every):
                 self._delete(step)
@@ -271,12 +299,17 @@ def check_same(saved: Mapping[str, Any], config: Mapping[str, Any], *, allow: Se
     return list(changed)
 
 
-def _sizes(root: Path) -> dict[str, int]:
-    return {
-        path.relative_to(root).as_posix(): path.stat().st_size
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
+def _files(root: Path) -> list[Path]:
+    """What a step consists of, besides its manifest."""
+    return [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != MANIFEST]
+
+
+def _crc32(path: Path, *, chunk: int = 1 << 20) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(chunk):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

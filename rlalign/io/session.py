@@ -182,7 +182,7 @@ def resume(
     checkpoints: Checkpoints, state: TrainState, saved: Mapping[str, Any], allow_change: Sequence[str]
 ) -> tuple[TrainState, dict[str, Any]]:
     """The newest intact state and its meta, if it belongs to this run; the given one and step 0 where there is none."""
-    if checkpoints.latest() is None:
+    if not hosts.agree(checkpoints.latest() is not None):
         return state, {"step": 0}
     check = lambda meta: check_same(meta["config"], saved, allow=(*HARMLESS, *allow_change))
     return restore(checkpoints, None, state, check=check)
@@ -200,8 +200,9 @@ def save_step(
     checkpoints: Checkpoints, step: int, state: TrainState, meta: Mapping[str, Any], *, best: float | None
 ) -> None:
     """Save the step, unless a run that was killed here did, and mark it where its accuracy is the best so far."""
-    # Absent, or damaged. Asked together: a file system may show a folder to one host before another.
-    if hosts.agree(checkpoints.problem(step) is not None):
+    # Absent, or damaged. Asked together: a file system may show a folder to one host before another, and only the first
+    # need read all of it.
+    if hosts.agree(hosts.first() and checkpoints.problem(step) is not None):
         checkpoints.save(step, state._replace(params=trained(state.params)), meta)
     if best is not None:
         checkpoints.mark_best(step, best)
