@@ -24,7 +24,7 @@ POINTS = {
     "reward": ("rlalign.io.runner:score", False),
     "pack": ("rlalign.io.runner:make_batch", True),
     "update": ("rlalign.io.session:Updates.__call__", True),
-    "batch": ("rlalign.io.session:passes", False),  # what the update will be of: act gets its arguments
+    "batch": ("rlalign.io.runner:passes", False),  # what the update will be of: act gets its arguments
     "evaluate": ("rlalign.io.runner:Runner._show_samples", True),
     "save": ("rlalign.io.checkpoint:Checkpoints._commit", False),  # the arrays are written, no manifest, no number
     "commit": ("rlalign.io.checkpoint:sync_folder", False),  # renamed, and not yet safe from a power cut
@@ -68,7 +68,7 @@ def fail_at(point: str, step: int | None, act: Act, *, times: int = 1) -> Iterat
 
     def call(function, *args, **given):
         bound = inspect.signature(function).bind(*args, **given)
-        own = bound.arguments.get("step", now[-1]) if point in ("metrics",) else now[-1]
+        own = bound.arguments["step"] if target in STEPPED else now[-1]
         due = fault.fired < times and (step is None or (own is not None and own >= step))
         if not due:
             return function(*args, **given)
