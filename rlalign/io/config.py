@@ -43,6 +43,7 @@ class RunConfig:
       reference_dtype: the dtype of the frozen reference, where the algorithm needs one and no adapter can be left out:
         "bfloat16" halves what it takes beside a float32 policy, if keep_params=False lets the given arrays go; None
         keeps the policy's.
+      canary: compare what each step leaves with what it should be, and warn with the probable cause (io/canary.py).
       keep_params: whether the parameters that `fit` is given can be used afterwards; that is a copy of them more in
         memory, but where they are the reference anyway. False uses them up.
       profile: "3:5" writes a jax.profiler trace of steps 3 and 4; None for none.
@@ -75,6 +76,7 @@ class RunConfig:
     samples_shown: int = 8
     recompute_logp: bool = False
     reference_dtype: str | None = None
+    canary: bool = True
     keep_params: bool = True
     profile: str | None = None
 

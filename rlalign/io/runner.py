@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from rlalign import hosts
 from rlalign.algorithms import ALGORITHMS, NEEDS, Algorithm, try_out
+from rlalign.io.canary import Canary
 from rlalign.io.config import RunConfig
 from rlalign.io.mixture import entries_at_step, reward_by_set
 from rlalign.io.session import Clock, RunAborted, Updates, in_rows, passes
@@ -61,6 +62,7 @@ class Runner:
         self.score = make_scorer(decoder, temperature=algorithm.temperature, mesh=mesh)
         self.reference = None if reference is None else self._scorer_of(reference)
         self.parts = config.minibatches * config.microbatches * row_shards(mesh)
+        self.canary: Canary | None = None  # begins with the first step
 
     def _scorer_of(self, reference: Params) -> Callable[[Packed], np.ndarray]:
         """packed -> log-probs of the frozen reference, in config.reference_dtype."""
@@ -103,6 +105,8 @@ class Runner:
             state, metrics = passes(self.update, state, batch, epochs=config.epochs, minibatches=config.minibatches)
         seconds = sum(clock.seconds.values())
         metrics |= rollout_metrics(config, prompts, rollouts, rewards, batch)
+        if config.canary:
+            metrics["alarms"] = self._watch(step, chosen, rollouts, batch, metrics)
         metrics |= reward_by_set(self.prompts, chosen[rollouts.prompt], rewards)
         if self.judge is not None:
             del metrics["accuracy"]  # a judge's numbers have no `success`
@@ -110,6 +114,20 @@ class Runner:
         metrics["tokens_per_second"] = metrics["tokens_repeated"] / seconds
         metrics["learning_rate"] = learning_rate
         return state, metrics
+
+    def _watch(self, step: int, chosen: np.ndarray, rollouts: Rollouts, batch: Batch, metrics: dict[str, Any]) -> int:
+        """How many contracts of the loop do not hold; each is logged once."""
+        sampling = self.config.sampling
+        if self.canary is None:
+            self.canary = Canary(
+                eos_ids=sampling.eos_ids,
+                narrow=self.decoder.config.dtype not in ("float32", "float64"),
+                truncated=sampling.top_k is not None or sampling.top_p is not None,
+                begins=step == 0,
+            )
+        learnt = {"tokens_learnt": metrics["tokens"]} if self.config.minibatches == 1 else {}
+        seen = {"prompt_ids": chosen, "rollouts": rollouts, "batch": batch, "metrics": metrics | learnt}
+        return len(self.canary(**seen))
 
     def _greedy_rewards(self, params, prompts, step: int) -> Rewards:
         """Of each prompt's greedy answer (ReMax)."""

@@ -29,7 +29,10 @@ from rlalign.types import Batch, TrainState
 log = logging.getLogger(__name__)
 # Settings that touch nothing of a run but, for num_rows, the last bits: they may differ when it is continued.
 HARMLESS = ("folder", "profile", "steps", "num_rows", "reward_workers", "keep", "checkpoint_every", "samples_shown")
-HARMLESS += ("keep_params", "iterations", "groups_shown")
+HARMLESS += ("keep_params", "iterations", "groups_shown", "canary")
+
+
+FIRST = ("ratio_error", "approx_kl", "kl")  # what shows, before anything is learnt, whether the sampler is the trainer
 
 
 class RunAborted(SystemExit):
@@ -106,18 +109,23 @@ class Updates:
 def passes(
     update: Callable, state: TrainState, batch: Batch, *, epochs: int, minibatches: int
 ) -> tuple[TrainState, dict[str, Any]]:
-    """`epochs` passes over a batch in `minibatches` optimizer steps each; metrics are the last's, skips of all."""
+    """`epochs` passes over a batch in `minibatches` optimizer steps each; metrics are the last's, skips of all.
+
+    What the first of them sees of the policy that sampled is kept as first_ratio_error, first_approx_kl and first_kl.
+    """
     parts = [batch]
     if minibatches > 1:
         cut = split_batch(batch, minibatches)
         parts = [jax.tree.map(lambda x, k=k: x[k], cut) for k in range(minibatches)]
     skipped = 0
     metrics: dict[str, Any] = {}
+    first: dict[str, Any] = {}
     for _ in range(epochs):
         for part in parts:
             state, metrics = update(state, part)
+            first = first or {f"first_{name}": metrics[name] for name in FIRST if name in metrics}
             skipped += int(metrics["skipped"])
-    return state, metrics | {"skipped": skipped}
+    return state, metrics | {"skipped": skipped} | first
 
 
 def train_steps(

@@ -1,4 +1,4 @@
-"""Faults inside a run of fit: failing saves, gradients that are not finite, prompts too long, other tokenizers, devices."""
+"""Faults inside a run of fit: failing saves, gradients that are not finite, prompts too long, other devices."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 import rlalign as ra
 from rlalign.envs import sums
-from rlalign.io.checkpoint import Checkpoints, ConfigMismatch
+from rlalign.io.checkpoint import Checkpoints
 from rlalign.io.data import read_prompts
 from rlalign.io.files import fingerprint
 from rlalign.io.metrics import read_metrics

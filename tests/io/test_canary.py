@@ -1,0 +1,197 @@
+"""The canary finds each planted bug by its cause, and is silent in a thousand clean steps."""
+
+import dataclasses
+import os
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import rlalign as ra
+from rlalign.envs import sums
+from rlalign.io.canary import CAUSES, WINDOW, Canary
+from rlalign.io.session import Updates, passes
+from rlalign.train import init_state, make_batch, make_scorer, make_train_step
+from rlalign.types import StopReason
+from tests.faults.small import share_right
+from tests.tiny import random_params, sums_model
+
+CONFIG = dataclasses.replace(sums_model(8), max_positions=16)
+DECODER = ra.Decoder(CONFIG)
+ALGORITHM = dataclasses.replace(ra.ALGORITHMS["grpo"], kl_coef=0.01)
+SAMPLING = ra.SampleConfig(4, sums.ANSWER_TOKENS, eos_ids=(sums.EOS,))
+PROMPTS = sums.problems("train")[:24]
+STEPS = int(os.environ.get("RLALIGN_CLEAN_STEPS", "200"))
+OPTIMIZER = ra.make_optimizer(ra.OptimizerConfig(learning_rate=1e-3))
+
+
+def start():
+    """Far from uniform, so that temperatures matter."""
+    return random_params(CONFIG, 0, 0.5)
+
+
+@pytest.fixture(scope="module")
+def update():
+    """Compiled once for all loops."""
+    step = make_train_step(DECODER, ALGORITHM, OPTIMIZER)
+    return Updates(step, max_bad_steps=5, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def score():
+    return make_scorer(DECODER, temperature=ALGORITHM.temperature)
+
+
+class Loop:
+    """The loop of the README with a reward in this process; bugs replace its methods."""
+
+    def __init__(self, update, score):
+        self.update, self.score, self.first = update, score, start()
+
+    def sample(self, params, prompts, step):
+        return ra.sample(DECODER, params, prompts, seed=0, step=step, config=SAMPLING)
+
+    def reward(self, prompts, rollouts):
+        texts = [sums.decode(t[m].tolist()) for t, m in zip(rollouts.tokens, rollouts.mask, strict=True)]
+        owners = [prompts[p].example for p in rollouts.prompt]
+        return np.array([share_right(text, own) for text, own in zip(texts, owners, strict=True)])
+
+    def reference(self, state):
+        return self.first
+
+    def batch(self, batch):
+        return batch
+
+    def step_params(self, state):
+        return state.params
+
+    def run(self, steps):
+        """All alarms, the seconds of the canary and those of the steps."""
+        canary, state, alarms, cost = Canary(eos_ids=SAMPLING.eos_ids), init_state(DECODER, start(), OPTIMIZER), [], []
+        begin = time.perf_counter()
+        for step in range(steps):
+            chosen = np.arange(4 * step, 4 * step + 4) % len(PROMPTS)
+            prompts = [PROMPTS[i] for i in chosen]
+            rollouts = self.sample(self.step_params(state), prompts, step)
+            reference = lambda packed, s=state: self.score(self.reference(s), packed)
+            how = {"row_length": 64, "num_rows": 4, "reference": reference}
+            batch = self.batch(make_batch(ALGORITHM, prompts, rollouts, self.reward(prompts, rollouts), **how))
+            signal = np.bincount(rollouts.prompt, np.asarray(batch.advantage) != 0, len(prompts)) > 0
+            state, metrics = passes(self.update, state, batch, epochs=1, minibatches=1)
+            metrics["tokens_learnt"] = metrics["tokens"]
+            metrics["groups_without_signal"] = int((~signal).sum())
+            at = time.perf_counter()
+            alarms += canary(prompt_ids=chosen, rollouts=rollouts, batch=batch, metrics=metrics)
+            cost.append(time.perf_counter() - at)
+        return alarms, sum(cost), time.perf_counter() - begin
+
+
+def at_another_temperature(loop):
+    """The sampler's log-probs are those of what it draws from, at .6."""
+    cool = dataclasses.replace(SAMPLING, temperature=0.6)
+    loop.sample = lambda params, prompts, step: ra.sample(DECODER, params, prompts, seed=0, step=step, config=cool)
+
+
+def trained_at_another_temperature(loop):
+    other = dataclasses.replace(ALGORITHM, temperature=1.8)
+    loop.update = Updates(make_train_step(DECODER, other, OPTIMIZER), max_bad_steps=5, learning_rate=1e-3)
+
+
+def without_the_newest_weights(loop):
+    loop.step_params = lambda state: loop.first
+
+
+def of_another_model(loop):
+    """Positions that the sampler counts otherwise: its rotary base is another."""
+    other = ra.Decoder(dataclasses.replace(CONFIG, rope_theta=2.0))
+    loop.sample = lambda params, prompts, step: ra.sample(other, params, prompts, seed=0, step=step, config=SAMPLING)
+
+
+def without_the_end(loop):
+    """The mask cuts the end token off."""
+    whole = loop.sample
+
+    def cut(params, prompts, step):
+        rollouts = whole(params, prompts, step)
+        ends = (rollouts.tokens == sums.EOS) & (rollouts.stop == StopReason.EOS)[:, None]
+        return rollouts._replace(mask=rollouts.mask & ~ends)
+
+    loop.sample = cut
+
+
+def with_padding(loop):
+    """The token behind an end is learnt from."""
+
+    def wider(batch):
+        mask = np.array(batch.packed.mask)
+        short = (mask.sum(axis=1) < mask.shape[1]) & mask.any(axis=1)
+        mask[short, mask[short].sum(axis=1)] = True
+        return batch._replace(packed=batch.packed._replace(mask=mask, node=np.where(mask, batch.packed.node, -1)))
+
+    loop.batch = wider
+
+
+def with_one_key_a_group(loop):
+    whole = loop.sample
+
+    def copied(params, prompts, step):
+        rollouts = whole(params, prompts, step)
+        first = np.arange(len(rollouts.prompt)) // SAMPLING.num_samples * SAMPLING.num_samples
+        return type(rollouts)(*(x[first] for x in rollouts))
+
+    loop.sample = copied
+
+
+def with_the_keys_of_step_0(loop):
+    whole = loop.sample
+    loop.sample = lambda params, prompts, step: whole(params, prompts, 0)
+
+
+def with_a_constant_reward(loop):
+    loop.reward = lambda prompts, rollouts: np.ones(len(rollouts.prompt))
+
+
+def with_a_reference_that_follows(loop):
+    loop.reference = lambda state: state.params
+
+
+def with_the_reference_of_another_run(loop):
+    loop.first = jax.tree.map(lambda x: 0.7 * x, start())
+
+
+BUGS = {  # what is planted -> the alarm that names it
+    at_another_temperature: "temperature",
+    trained_at_another_temperature: "temperature",
+    without_the_newest_weights: "stale_weights",
+    of_another_model: "numerics",
+    without_the_end: "eos",
+    with_padding: "padding",
+    with_one_key_a_group: "keys_in_group",
+    with_the_keys_of_step_0: "keys_of_steps",
+    with_a_constant_reward: "no_signal",
+    with_a_reference_that_follows: "reference_moves",
+    with_the_reference_of_another_run: "reference_start",
+}
+
+
+@pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
+def test_a_planted_bug_is_found_and_its_cause_named(plant, update, score, caplog):
+    loop = Loop(update, score)
+    plant(loop)
+    alarms, _, _ = loop.run(2 * WINDOW)
+    found = {alarm.kind for alarm in alarms}
+    assert BUGS[plant] in found, found
+    assert found <= {BUGS[plant], "no_signal"}, found  # one key a group leaves no signal either
+    assert CAUSES[BUGS[plant]] in caplog.text
+    assert caplog.text.count(f"probably {CAUSES[BUGS[plant]]}") == 1  # said once
+
+
+def test_clean_steps_raise_no_alarm_and_cost_little(update, score):
+    alarms, cost, whole = Loop(update, score).run(STEPS)
+    assert not alarms, [str(alarm) for alarm in alarms]
+    assert cost < 0.1 * whole  # steps of 10 ms here
+
+
+def test_every_cause_has_a_bug():
+    assert set(BUGS.values()) == set(CAUSES)
