@@ -427,6 +427,33 @@ def test_nothing_that_is_read_is_executed():
     assert forbidden(ast.parse(probe)) == ["eval", "pickle", "allow_pickle=True"]
 
 
+# Where what a user's function raises costs its item alone; workers are processes of their own.
+GUARDS = {"rlalign.rewards.guard", "rlalign.rewards.worker", "rlalign.envs.worlds", "rlalign.envs.worker"}
+
+
+def swallowing(tree):
+    """Handlers of every exception, interrupts included or not, that do not raise again; suppress() of those too."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            caught = "BaseException" if node.type is None else ast.unparse(node.type)
+            again = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+            if not again and {"Exception", "BaseException", "KeyboardInterrupt"} & set(caught.strip("()").split(", ")):
+                found.append(caught)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
+            found += [name for name in map(ast.unparse, node.args) if name in ("Exception", "BaseException")]
+    return found
+
+
+def test_nothing_but_the_guards_swallows_every_exception():
+    found = {module: swallowing(tree) for module, tree in sources("rlalign", "kernels").items()}
+    assert {module for module, caught in found.items() if caught} <= GUARDS
+    interrupts = {module for module, caught in found.items() if {"BaseException", "KeyboardInterrupt"} & set(caught)}
+    assert interrupts <= {"rlalign.rewards.worker", "rlalign.envs.worker"}
+    probe = "try: f()\nexcept: pass\ntry: f()\nexcept (OSError, Exception): pass\ntry: f()\nexcept Exception: raise"
+    assert swallowing(ast.parse(probe)) == ["BaseException", "(OSError, Exception)"]
+
+
 @pytest.mark.parametrize("name", [*CORE, *DOCTESTED])
 def test_examples_in_docstrings(name):
     module = importlib.import_module(f"rlalign.{name}")

@@ -2,9 +2,11 @@
 
 import functools
 import importlib
+import logging
 import os
 from collections.abc import Callable
 
+log = logging.getLogger(__name__)
 BACKENDS = {  # module of an operation's folder, whether Pallas' interpreter runs it
     "xla": ("xla", False),
     "tpu": ("tpu", False),
@@ -19,7 +21,8 @@ DTYPES = ("bfloat16", "float32")
 def choose(name: str | None) -> str:
     """The backend called `name`; None is the environment's RLALIGN_KERNELS, or "xla".
 
-    The environment is read when a program is traced: what is compiled already keeps its form.
+    The environment is read when a program is traced: what is compiled already keeps its form. Where this JAX has no
+    Pallas, kernels are left out: "xla", with one line in the log.
 
     Raises:
       ValueError: no backend has this name.
@@ -28,7 +31,18 @@ def choose(name: str | None) -> str:
     name = name or os.environ.get("RLALIGN_KERNELS", "xla")
     if name not in BACKENDS:
         raise ValueError(f"unknown kernel backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    return name
+    return name if name == "xla" or _has_pallas(BACKENDS[name][0]) else "xla"
+
+
+@functools.cache
+def _has_pallas(module: str) -> bool:
+    """Whether Pallas' part for these kernels can be imported; says so once where it cannot."""
+    try:
+        importlib.import_module(f"jax.experimental.pallas.{module}")
+    except ImportError as error:
+        log.warning("no Pallas for %r kernels here (%s): plain XLA runs in their place", module, error)
+        return False
+    return True
 
 
 def check_heads(backend: str, width: int, dtype) -> None:

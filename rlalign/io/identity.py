@@ -16,6 +16,7 @@ from rlalign.io.files import fingerprint
 from rlalign.io.mixture import Mixture
 from rlalign.models.decoder import Decoder
 from rlalign.models.lora import frozen, without_lora
+from rlalign.models.tokenizer import Tokenizer
 from rlalign.train.score import Judge
 from rlalign.types import Params, Prompt
 
@@ -60,6 +61,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, Judge):
         known = {"decoder": dataclasses.asdict(value.decoder.config), "row_length": value.row_length}
         return known | {"reward_model_sha256": fingerprint(value.params), "encode": plain(value.encode)}
+    if isinstance(value, Tokenizer):
+        return {"tokenizer_sha256": value.sha256()}
+    if isinstance(value, types.MethodType):
+        return {"function": value.__qualname__, "of": plain(value.__self__)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, functools.partial):

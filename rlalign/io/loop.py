@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from rlalign import hosts
 from rlalign.algorithms import ALGORITHMS, Algorithm
 from rlalign.io.config import RunConfig
-from rlalign.io.identity import everywhere, run_identity
+from rlalign.io.identity import everywhere, plain, run_identity
 from rlalign.io.report import write_report
 from rlalign.io.runner import Runner, check_run, resolve
 from rlalign.io.session import (
@@ -94,7 +94,7 @@ def fit(
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     reference = without_lora(params) if algorithm.needs_reference else None
-    known = run_identity(decoder, algorithm, params, prompts, judge)
+    known = run_identity(decoder, algorithm, params, prompts, judge) | {"decode": plain(decode)}
     saved = json.loads(json.dumps(dataclasses.asdict(config) | known))
     hosts.check_same_everywhere(saved | everywhere(prompts, eval_prompts, mesh))
     hosts.check_shared(folder)

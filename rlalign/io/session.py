@@ -85,7 +85,7 @@ class Updates:
 
     Args:
       update: what make_train_step gives.
-      max_bad_steps: so many gradients in a row that are not finite end the run.
+      max_bad_steps: so many gradients in a row that are not finite, or whose loss spikes, end the run.
       learning_rate: named in the error.
     """
 
@@ -97,10 +97,12 @@ class Updates:
         """One optimizer step, and its metrics as floats."""
         state, metrics = self.update(state, batch)
         metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-        self.bad_steps = self.bad_steps + 1 if not np.isfinite(metrics["grad_norm"]) else 0
+        spiked = metrics.get("spiked", 0) > 0
+        self.bad_steps = self.bad_steps + 1 if spiked or not np.isfinite(metrics["grad_norm"]) else 0
         if self.bad_steps >= self.max_bad_steps:
+            what = "were not finite" if not spiked else "came with a loss far above the usual (spike_sigma)"
             raise RunAborted(
-                f"{self.bad_steps} gradients in a row were not finite: lower the learning rate "
+                f"{self.bad_steps} gradients in a row {what}: lower the learning rate "
                 f"({self.learning_rate}) or look at the data and rewards; nothing of them was applied"
             )
         return state, metrics

@@ -6,6 +6,7 @@ turn once: what `chat` gives for sampling is, token for token, the beginning of 
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +34,13 @@ class Tokenizer:
     def __len__(self) -> int:
         """Tokens of the vocabulary, the added ones too."""
         return len(self.inner)
+
+    def sha256(self) -> str:
+        """Hash of its vocabulary, its merges and its chat template: a run is continued with no other tokenizer."""
+        whole = getattr(self.inner, "backend_tokenizer", None)
+        known = [sorted(self.inner.get_vocab().items()), whole.to_str() if whole else None]
+        known += [getattr(self.inner, "chat_template", None), list(self.eos_ids)]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
         """i32[P] of a text, no special token added."""

@@ -24,6 +24,8 @@ class OptimizerConfig:
       b1, b2, eps: AdamW's.
       mu_dtype: of the first moment: "bfloat16" saves 2 bytes a parameter; None is the parameters', at least float32.
         The second moment has no such option: at b2 = .999 its changes are below bfloat16's 8 bits.
+      spike_sigma: refuses an update whose loss lies so many deviations above the mean of the last 128 that were applied
+        (our choice: 6 is far outside of noise); None for no such check.
 
     Raises:
       ValueError: a setting out of range, with its value.
@@ -39,6 +41,7 @@ class OptimizerConfig:
     b2: float = 0.999
     eps: float = 1e-8
     mu_dtype: Literal["float32", "bfloat16"] | None = None
+    spike_sigma: float | None = None
 
     def __post_init__(self):
         if not self.learning_rate > 0:
@@ -56,6 +59,8 @@ class OptimizerConfig:
             raise ValueError(f"mu_dtype must be None, 'float32' or 'bfloat16', got {self.mu_dtype!r}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be > 0 or None, got {self.max_grad_norm}")
+        if self.spike_sigma is not None and not self.spike_sigma > 0:
+            raise ValueError(f"spike_sigma must be > 0 or None, got {self.spike_sigma}")
 
 
 def make_schedule(config: OptimizerConfig) -> optax.Schedule:
@@ -94,21 +99,52 @@ def with_master_weights(optimizer: optax.GradientTransformation) -> optax.Gradie
             return optimizer.init(params)
         return MasterState(wide(params), optimizer.init(wide(params)))
 
-    def update(updates, state, params=None):
+    inside = optax.with_extra_args_support(optimizer)
+
+    def update(updates, state, params=None, **known):
         if not isinstance(state, MasterState):
-            return optimizer.update(updates, state, params)
-        change, inner = optimizer.update(wide(updates), state.inner, state.master)
+            return inside.update(updates, state, params, **known)
+        change, inner = inside.update(wide(updates), state.inner, state.master, **known)
         master = optax.apply_updates(state.master, change)
         rounded = jax.tree.map(lambda m, p: m.astype(p.dtype).astype(m.dtype) - p.astype(m.dtype), master, params)
         return rounded, MasterState(master, inner)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class SpikeState(NamedTuple):
+    """The inner state, the losses f32[128] of the last updates (NaN where there were fewer), and the verdict b[]."""
+
+    inner: optax.OptState
+    losses: jax.Array
+    spiked: jax.Array
+
+
+def watch_loss(
+    optimizer: optax.GradientTransformation, *, sigma: float, window: int = 128
+) -> optax.GradientTransformationExtraArgs:
+    """Marks an update whose loss > mean + sigma * deviation of the last `window` losses; the train step refuses it.
+
+    The losses lie in the optimizer's state, so that a run that is continued judges as if it had never stopped. Before
+    there are `window` of them nothing is marked.
+    """
+
+    def init(params):
+        return SpikeState(optimizer.init(params), jnp.full(window, jnp.nan, jnp.float32), jnp.zeros((), bool))
+
+    def update(updates, state, params=None, *, loss, **_):
+        change, inner = optimizer.update(updates, state.inner, params)
+        limit = jnp.mean(state.losses) + sigma * jnp.std(state.losses)  # NaN, and never passed, while there are too few
+        losses = jnp.roll(state.losses, -1).at[-1].set(loss.astype(jnp.float32))
+        return change, SpikeState(inner, losses, loss > limit)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """clip_by_global_norm, then AdamW with the schedule."""
+    """clip_by_global_norm, then AdamW with the schedule; with spike_sigma, losses are watched."""
     how = {name: getattr(config, name) for name in ("b1", "b2", "eps", "weight_decay", "mu_dtype")}
-    adamw = optax.adamw(make_schedule(config), **how)
-    if config.max_grad_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
+    optimizer = optax.adamw(make_schedule(config), **how)
+    if config.max_grad_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optimizer)
+    return optimizer if config.spike_sigma is None else watch_loss(optimizer, sigma=config.spike_sigma)

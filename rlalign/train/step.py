@@ -140,12 +140,18 @@ def _gradient(loss, params, batch: Batch, axis_name: str | None, mesh: Mesh | No
 def _update(
     loss, optimizer, axis_name, mesh: Mesh | None, algorithm: Algorithm, state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step; a gradient that is not finite, or exactly zero, leaves parameters and moments as they are."""
+    """One optimizer step; a gradient that is not finite, or exactly zero, leaves parameters and moments as they are.
+
+    So does a loss that the optimizer marks as a spike (watch_loss).
+    """
     gradient, metrics = _gradient(loss, state.params, batch, axis_name, mesh, algorithm)
     norm = optax.tree.norm(gradient)
     # A zero gradient holds no information, but Adam's moments would decay and move the parameters all the same.
     good = jnp.isfinite(norm) & (norm > 0)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, loss=metrics["loss"])
+    spiked = optax.tree.get(opt_state, "spiked")
+    if spiked is not None:
+        good, metrics = good & ~spiked, metrics | {"spiked": spiked.astype(jnp.int32)}
     new = (optax.apply_updates(state.params, updates), opt_state)
     params, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, (state.params, state.opt_state))
     taken = good.astype(jnp.int32)

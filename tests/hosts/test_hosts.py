@@ -121,7 +121,7 @@ def test_two_processes_train_like_one_device_and_go_on_as_one(one, tmp_path):
         np.testing.assert_array_equal(leaf, value, err_msg=jax.tree_util.keystr(path))
 
 
-def test_when_one_process_is_killed_the_other_ends_and_says_why(tmp_path):
+def test_when_one_process_is_killed_the_other_ends_and_says_why_and_the_run_goes_on_bitwise(tmp_path):
     processes = start(tmp_path / "run", "--steps", 10_000, "--data", 2, "--patience", 10, devices=1)
     metrics = tmp_path / "run" / "metrics.jsonl"
     waited = time.monotonic() + 200
@@ -136,6 +136,18 @@ def test_when_one_process_is_killed_the_other_ends_and_says_why(tmp_path):
     assert codes[0] not in (0, -signal.SIGKILL)
     said = processes[0].log.read_text()
     assert "another process of this run" in said, said[-3000:]
+
+    steps = read_metrics(metrics)[-1]["step"] + 3
+    ends = {}
+    for name in ("run", "whole"):  # the run that was broken off goes on; one that never was
+        folder, saved = tmp_path / name, tmp_path / f"{name}.npz"
+        again = start(folder, "--steps", steps, "--data", 2, "--save", saved, devices=1)
+        assert finish(again) == [0, 0], again[0].log.read_text()[-3000:]
+        rows = [{k: row.get(k) for k in ("step", *LOGGED)} for row in read_metrics(folder / "metrics.jsonl")]
+        ends[name] = dict(np.load(saved)), rows
+    assert ends["run"][1] == ends["whole"][1]
+    for name, leaf in ends["whole"][0].items():
+        np.testing.assert_array_equal(ends["run"][0][name], leaf, err_msg=name)
 
 
 def test_processes_that_were_started_differently_are_refused(tmp_path):

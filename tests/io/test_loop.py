@@ -10,6 +10,8 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tokenizers as tokenizers_
+import transformers
 
 import rlalign as ra
 from rlalign.envs import sums
@@ -17,6 +19,7 @@ from rlalign.io.checkpoint import Checkpoints, ConfigMismatch, DamagedCheckpoint
 from rlalign.io.files import fingerprint
 from rlalign.io.metrics import read_metrics
 from rlalign.io.runner import RunAborted
+from rlalign.models.tokenizer import Tokenizer
 from rlalign.plan import read_job
 from tests.tiny import sums_model
 from tests.tiny import sums_run as config
@@ -114,6 +117,25 @@ def test_another_model_algorithm_or_prompts_are_refused_on_resume(tmp_path):
         run(config(tmp_path, steps=2), algorithm=dataclasses.replace(ra.ALGORITHMS["grpo"], entropy_coef=0.1))
     with pytest.raises(ConfigMismatch, match="prompts_sha256"):
         run(config(tmp_path, steps=2), prompts=sums.problems("train")[:39])
+
+
+def test_another_tokenizer_is_refused_on_resume(tmp_path):
+    """The same prompts' tokens, and other words for what is sampled."""
+    tokenizers = {}
+    for name, letters in (("mine", "0123456789+="), ("other", "9876543210+=")):
+        words = {word: i for i, word in enumerate(["<pad>", "</s>", *letters])}
+        inner = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizers_.Tokenizer(tokenizers_.models.WordLevel(words, unk_token="<pad>")),
+            eos_token="</s>",
+        )
+        tokenizers[name] = Tokenizer(inner, (sums.EOS,))
+    assert tokenizers["mine"].sha256() != tokenizers["other"].sha256()
+    run(config(tmp_path, steps=1), decode=tokenizers["mine"].decode)
+    with pytest.raises(
+        ConfigMismatch, match=r"decode\.of\.tokenizer_sha256: saved \"[0-9a-f]{64}\", now \"[0-9a-f]{64}\""
+    ):
+        run(config(tmp_path, steps=2), decode=tokenizers["other"].decode)
+    run(config(tmp_path, steps=2), decode=tokenizers["other"].decode, allow_change=["decode"])
 
 
 class Scaled:

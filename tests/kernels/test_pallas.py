@@ -1,6 +1,7 @@
 """The Pallas kernels: run by the interpreter on a CPU, and lowered for the devices they are for."""
 
 import functools
+import sys
 from contextlib import nullcontext
 
 import jax
@@ -15,6 +16,7 @@ from rlalign.models.config import ModelConfig
 from rlalign.models.decoder import Decoder
 from rlalign.types import TokenForest
 from rlalign_kernels import attention_plan, forest_attention
+from rlalign_kernels import backend as backends
 from rlalign_kernels.attention import triton
 from rlalign_kernels.attention.blocks import Tile
 from rlalign_kernels.attention.plan import make_plan
@@ -134,6 +136,25 @@ def test_the_environment_chooses_a_backend(monkeypatch):
     for call in (attention_plan, lambda u: forest_attention(*inputs, u)):
         with pytest.raises(ValueError, match="unknown kernel backend 'cudnn': choose one of xla, tpu, triton, "):
             call(until)
+
+
+def test_without_pallas_plain_xla_runs_and_says_so_once(monkeypatch, caplog):
+    until = jnp.asarray(FORESTS["small_trees"][0])
+    inputs = arrays(0, until.shape, 2, 1, 64, "float32")[:3]
+    want = jax.jit(lambda *x: forest_attention(*x, until, backend="xla"))(*inputs)
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.tpu", None)  # its import fails
+    monkeypatch.setenv("RLALIGN_KERNELS", "tpu")
+    backends._has_pallas.cache_clear()
+    try:
+        for _ in range(2):  # a TPU's kernel would not run here
+            np.testing.assert_array_equal(jax.jit(lambda *x: forest_attention(*x, until))(*inputs), want)
+        assert backends.choose(None) == backends.choose("tpu") == "xla"
+        assert backends.choose("interpret_triton") == "interpret_triton"
+    finally:
+        backends._has_pallas.cache_clear()
+    said = [record.getMessage() for record in caplog.records if "no Pallas for 'tpu' kernels" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].endswith("plain XLA runs in their place")
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -4,6 +4,7 @@ import json
 import math
 import resource
 import struct
+import time
 import tracemalloc
 
 import jax
@@ -284,9 +285,10 @@ def test_broken_headers_cost_neither_time_nor_memory(fault, tmp_path):
     head = text.encode().ljust(-(-len(text) // 8) * 8)
     content = struct.pack("<Q", claimed or len(head)) + head + bytes(data)
     (tmp_path / "model.safetensors").write_bytes(content)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(ValueError, match=rf"model\.safetensors is truncated or no safetensors file .*{message}"):
         load_pretrained(tmp_path)
+    assert time.process_time() - begin < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 

@@ -173,7 +173,7 @@ def test_a_function_that_writes_to_the_channel_loses_its_item():
 
 def test_output_is_dropped_and_the_trainer_does_not_grow(one_guard, capfd):
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    code = "line = 'x' * (1 << 20)\nfor _ in range(200): print(line)\nos.write(1, b'x'); os.write(2, b'x'); value = 1"
+    code = "line = 'x' * (1 << 20)\nfor _ in range(1000): print(line)\nos.write(1, b'x'); os.write(2, b'x'); value = 1"
     assert one_guard([code], [{}]).reward.tolist() == [1.0]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - grown < 50_000  # KiB
     assert capfd.readouterr() == ("", "")

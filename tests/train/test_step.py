@@ -1,6 +1,7 @@
 """The train step against plain loops, split every way; what it refuses, and what leaves everything as it was."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from rlalign.algorithms import ALGORITHMS
 from rlalign.forest import pack
+from rlalign.io.session import RunAborted, Updates
 from rlalign.models.decoder import Decoder
 from rlalign.train import OptimizerConfig, init_state, make_optimizer, make_scorer, make_train_step, split_batch
 from rlalign.types import Batch, Packed
@@ -19,6 +21,7 @@ from tests.train.cases import (
     COUNT,
     MODEL,
     NARROW,
+    OPTIMIZER,
     RESPONSE,
     SAMPLES,
     assert_like_by_hand,
@@ -166,6 +169,34 @@ def test_without_signal_the_kl_pulls_towards_the_reference(x64):
     assert (int(state.step), int(state.skipped)) == (12, 0)
     assert kl[-1] < 0.9 * kl[0]
     assert all(after < before for before, after in itertools.pairwise(kl))
+
+
+def test_a_loss_spike_is_refused_where_that_is_asked_for():
+    """Six deviations above the last 128: bit for bit unchanged, and the next batch trains; five in a row end a run."""
+    watched = dataclasses.replace(OPTIMIZER, spike_sigma=6.0)
+    noise = 1.0 + 0.1 * np.random.default_rng(0).normal(size=140)
+    usual = batch(dtype="float32", old_logp=None, ref_logp=None, weight=None)
+    at = lambda size: usual._replace(advantage=np.full(COUNT, -size, np.float32))  # the loss is the mean of `size`
+    for config, refused in ((watched, 1), (OPTIMIZER, 0)):
+        run = make_train_step(Decoder(NARROW), GRPO, make_optimizer(config))
+        state = init_state(Decoder(NARROW), params(NARROW), make_optimizer(config))
+        update = Updates(run, max_bad_steps=5, learning_rate=1e-3)
+        state, metrics = update(state, at(50.0))  # before there are 128 losses nothing is a spike
+        assert (int(state.step), metrics["skipped"]) == (1, 0)
+        for size in noise[:128]:
+            state, metrics = update(state, at(size))
+            assert metrics["skipped"] == 0
+        before = snapshot(state)
+        state, metrics = update(state, at(1.0 + 0.1 * 12))
+        assert metrics["skipped"] == int(state.skipped) == refused
+        if not refused:
+            continue
+        assert_unchanged(before, state)
+        state, metrics = update(state, at(1.2))
+        assert (metrics["skipped"], int(state.step)) == (0, 130)
+        with pytest.raises(RunAborted) as stopped:
+            functools.reduce(lambda state, size: update(state, at(size))[0], [9.0] * 5, state)
+        assert stopped.value.reason.startswith("5 gradients in a row came with a loss far above the usual")
 
 
 def test_the_old_state_is_donated(x64):
