@@ -12,7 +12,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 comma := ,
 BESIDE := $(EXTRA)$(if $(filter cuda,$(EXTRA)),$(comma)torch)
 
-.PHONY: quickstart test lint test-envs java parity smollm2 matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates bench-loading autotune kills constraints clean plan
+.PHONY: quickstart test lint test-envs java parity smollm2 matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates bench-loading autotune kills soak constraints clean plan
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)  ## a policy learns sums from rewards in front of you
@@ -26,8 +26,11 @@ lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-kills: $(READY)  ## N runs killed with -9 and compared bit for bit with an uninterrupted one
-	RLALIGN_KILLS=$(or $(N),5) $(BIN)/python -m pytest tests/faults/test_kill.py
+kills: $(READY)  ## one run killed with -9 N times in a row, and five once, compared bit for bit with an uninterrupted one
+	RLALIGN_KILLS=$(or $(N),5) RLALIGN_SINGLE_KILLS=5 $(BIN)/python -m pytest tests/faults/test_kill.py
+
+soak: $(READY)  ## an hour under random faults beside the same run in peace: goodput, as JSON; ARGS="--steps 2000 --life 20"
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 matrix: $(READY)  ## every combination of advantage, ratio, clip, aggregation, KL and importance correction
 	RLALIGN_MATRIX=all $(BIN)/python -m pytest -n auto tests/test_matrix.py

@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", required=True)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--every", type=int, default=3, help="steps between checkpoints")
     parser.add_argument("--die", default="")
     parser.add_argument("--told", type=Path)
     parser.add_argument("--signal", type=int, default=int(signal.SIGKILL))
@@ -48,7 +49,8 @@ def main() -> None:
         if flags.die:
             point, step = flags.die.split(":")
             stack.enter_context(fail_at(point, int(step) if step else None, die(flags.told, number=flags.signal)))
-        result = train(flags.run, steps=flags.steps)
+        spread = {"checkpoint_every": flags.every, "eval_every": 4 * flags.every if flags.every > 3 else 4}
+        result = train(flags.run, steps=flags.steps, **spread)
     begun = np.asarray(result.state.step + result.state.skipped).item()
     print(json.dumps({"params_sha256": fingerprint(result.state.params), "updates": begun}))
 
