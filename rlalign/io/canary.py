@@ -77,7 +77,7 @@ class Canary:
         self.told: set[str] = set()
 
     def __call__(
-        self, *, prompt_ids: Sequence[int], rollouts: Rollouts, batch: Batch, metrics: Mapping[str, Any]
+        self, *, prompt_ids: Sequence[int] | np.ndarray, rollouts: Rollouts, batch: Batch, metrics: Mapping[str, Any]
     ) -> list[Alarm]:
         """The alarms of a step, each kind logged once a run.
 
@@ -146,7 +146,7 @@ class Canary:
         elif counted is not None and int(counted) != int(learnt.sum()):
             yield Alarm("padding", f"the update counts {int(counted)} tokens, the batch has {int(learnt.sum())}")
 
-    def _keys(self, prompt_ids: Sequence[int], rollouts: Rollouts):
+    def _keys(self, prompt_ids: Sequence[int] | np.ndarray, rollouts: Rollouts):
         """Random keys that were used twice make samples equal more often than chance does.
 
         Of n samples with log-probs L of a group, n (n - 1) / 2 mean exp(L) pairs are equal by chance; a first token is

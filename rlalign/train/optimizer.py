@@ -132,7 +132,8 @@ def watch_loss(
     def init(params):
         return SpikeState(optimizer.init(params), jnp.full(window, jnp.nan, jnp.float32), jnp.zeros((), bool))
 
-    def update(updates, state, params=None, *, loss, **_):
+    def update(updates, state, params=None, **known):
+        loss = known["loss"]
         change, inner = optimizer.update(updates, state.inner, params)
         limit = jnp.mean(state.losses) + sigma * jnp.std(state.losses)  # NaN, and never passed, while there are too few
         losses = jnp.roll(state.losses, -1).at[-1].set(loss.astype(jnp.float32))

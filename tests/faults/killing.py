@@ -25,9 +25,9 @@ def start(script: str, flags: Mapping[str, object], cache: pathlib.Path) -> subp
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process: subprocess.Popen) -> dict:
+def finish(process: subprocess.Popen, *, seconds: float | None = 300) -> dict:
     """The result of a process that ends well."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=seconds)
     assert process.returncode == 0, err[-3000:]
     return json.loads(out.splitlines()[-1])
 

@@ -61,7 +61,7 @@ def soak(folder: Path, *, steps: int, every: int, life: float, seed: int) -> dic
     cache, draw = folder / "compiled", random.Random(seed)
     flags = {"steps": steps, "every": every}
     begin = time.monotonic()
-    want = finish(start(SCRIPT, flags | {"run": folder / "peace"}, cache))
+    want = finish(start(SCRIPT, flags | {"run": folder / "peace"}, cache), seconds=None)
     peace = time.monotonic() - begin
     run, fired = folder / "war", collections.Counter()
     begin = time.monotonic()
@@ -77,7 +77,7 @@ def soak(folder: Path, *, steps: int, every: int, life: float, seed: int) -> dic
             fired[fault] += 1
     war = time.monotonic() - begin
     same = logged(run, SAME) == logged(folder / "peace", SAME)
-    again = finish(start(SCRIPT, flags | {"run": run}, cache))
+    again = finish(start(SCRIPT, flags | {"run": run}, cache), seconds=None)
     return {
         "bitwise": same and again == want,
         "faults": dict(fired),

@@ -33,7 +33,8 @@ DECODER = ra.Decoder(sums_model(16))
 
 def run(settings, reward=graders.even, **more):
     usual = {"decoder": DECODER, "prompts": sums.problems("train")[:40], "eval_prompts": sums.problems("held-out")}
-    return ra.fit(settings, params=DECODER.init(0), reward=reward, decode=sums.decode, **(usual | more))
+    usual["decode"] = sums.decode
+    return ra.fit(settings, params=DECODER.init(0), reward=reward, **(usual | more))
 
 
 def test_a_run_logs_evaluates_and_reports(tmp_path):
