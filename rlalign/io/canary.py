@@ -130,7 +130,9 @@ class Canary:
         """Ends and padding: what was sampled is what is learnt from."""
         mask, learnt = np.asarray(rollouts.mask, bool), np.asarray(batch.packed.mask, bool)
         length = mask.sum(axis=1)
-        is_end = np.isin(rollouts.tokens, self.eos_ids)
+        is_end = np.zeros(mask.shape, bool)
+        for end in self.eos_ids:
+            is_end |= np.asarray(rollouts.tokens) == end
         at_last = is_end[np.arange(len(mask)), np.maximum(length - 1, 0)] & (length > 0)
         stopped = np.asarray(rollouts.stop) == StopReason.EOS
         inside = (is_end & mask).sum(axis=1) - at_last
@@ -153,15 +155,16 @@ class Canary:
         that of the last visit with a probability of at most the larger of both visits' mean chances (Cauchy-Schwarz).
         """
         mask, owner = np.asarray(rollouts.mask, bool), np.asarray(rollouts.prompt)
-        token, chance = np.where(mask, rollouts.tokens, -1), np.asarray(rollouts.behaviour_logp, np.float64)
-        whole = np.exp(np.where(mask, chance, 0).sum(axis=1))
+        token, logp = np.where(mask, rollouts.tokens, -1), np.asarray(rollouts.behaviour_logp)
+        whole, begins = np.exp(np.where(mask, logp, 0).sum(axis=1, dtype=np.float64)), np.exp(logp[:, 0])
+        known = _hashes(token)
         for group in range(len(prompt_ids)):
             rows = np.flatnonzero(owner == group)
             if not len(rows):
                 continue
-            same = np.unique(token[rows], axis=0, return_counts=True)[1]
+            same = np.unique(known[rows], return_counts=True)[1]
             self.pairs += (same * (same - 1) / 2).sum(), len(rows) * (len(rows) - 1) / 2 * whole[rows].mean()
-            begin, expected = token[rows, 0], float(np.exp(chance[rows, 0]).mean())
+            begin, expected = token[rows, 0], float(begins[rows].mean())
             last = self.first.get(int(prompt_ids[group]))
             if last is not None and len(last[0]) == len(begin):
                 self.repeats += (begin == last[0]).sum(), len(begin) * max(expected, last[1])
@@ -187,3 +190,9 @@ class Canary:
         self.updates += not metrics["skipped"]
         if self.updates >= WINDOW and abs(kl) < STILL_KL:
             yield Alarm("reference_moves", f"the KL to the reference is {kl:.2g} after {self.updates} updates")
+
+
+def _hashes(token: np.ndarray) -> np.ndarray:
+    """u64[N] of the rows of i[N, R]: those of different rows are different but for chances of 2**-64."""
+    factor = np.random.default_rng(0).integers(1, 2**64, token.shape[1], dtype=np.uint64) | np.uint64(1)
+    return (token.astype(np.uint64) * factor).sum(axis=1, dtype=np.uint64)

@@ -175,7 +175,7 @@ def test_a_loss_spike_is_refused_where_that_is_asked_for():
     """Six deviations above the last 128: bit for bit unchanged, and the next batch trains; five in a row end a run."""
     watched = dataclasses.replace(OPTIMIZER, spike_sigma=6.0)
     noise = 1.0 + 0.1 * np.random.default_rng(0).normal(size=140)
-    usual = batch(dtype="float32", old_logp=None, ref_logp=None, weight=None)
+    usual = Batch(SAMPLES.pack(row_length=48, response_length=RESPONSE))
     at = lambda size: usual._replace(advantage=np.full(COUNT, -size, np.float32))  # the loss is the mean of `size`
     for config, refused in ((watched, 1), (OPTIMIZER, 0)):
         run = make_train_step(Decoder(NARROW), GRPO, make_optimizer(config))
