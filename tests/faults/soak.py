@@ -45,9 +45,11 @@ def damage(run: Path, fault: str, draw: random.Random) -> bool:
     return True
 
 
-def live(run: Path, flags: dict, cache: Path, fault: str, seconds: float) -> subprocess.Popen:
-    """One process of the run, until its fault or its own end."""
-    process = start(SCRIPT, flags, cache)
+def live(run: Path, flags: dict, cache: Path, fault: str, seconds: float, *, early: bool) -> subprocess.Popen:
+    """One process of the run, until so many seconds after its first step (`early`: after its start), or its own end."""
+    before, process = lines(run / "metrics.jsonl"), start(SCRIPT, flags, cache)
+    while not early and process.poll() is None and lines(run / "metrics.jsonl") in (0, before):
+        time.sleep(0.02)
     try:
         process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -67,7 +69,7 @@ def soak(folder: Path, *, steps: int, every: int, life: float, seed: int) -> dic
     begin = time.monotonic()
     while True:
         fault = draw.choice(FAULTS)
-        process = live(run, flags | {"run": run}, cache, fault, draw.uniform(0, 2 * life))
+        process = live(run, flags | {"run": run}, cache, fault, draw.uniform(0, 2 * life), early=draw.random() < 0.2)
         ended = process.returncode
         if ended == 0 and lines(run / "metrics.jsonl") > steps:
             break

@@ -124,7 +124,7 @@ def test_two_processes_train_like_one_device_and_go_on_as_one(one, tmp_path):
 def test_when_one_process_is_killed_the_other_ends_and_says_why_and_the_run_goes_on_bitwise(tmp_path):
     processes = start(tmp_path / "run", "--steps", 10_000, "--data", 2, "--patience", 10, devices=1)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    waited = time.monotonic() + 200
+    waited = time.monotonic() + 300
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 2):
         assert all(process.poll() is None for process in processes), processes[1].log.read_text()[-3000:]
         assert time.monotonic() < waited
