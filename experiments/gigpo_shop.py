@@ -34,7 +34,9 @@ WORLD = World(
 class GigpoShop(Settings):
     """Settings, with the defaults of this world: what matters is on the page, so that one turn of history will do."""
 
+    level: int = 2
     history: int = 1
+    steps: int = 60
     folder: str = "runs/gigpo-shop"
 
 

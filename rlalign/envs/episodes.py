@@ -157,7 +157,7 @@ class _Table:
         if isinstance(seen, Lost):
             return self.end(copy, seen.end, seen.reason)
         it = self.live[copy]
-        valid = turn.valid and (bool(it.observation.admissible) or seen.info.valid)
+        valid = seen.info.valid if turn.valid is None else turn.valid
         it.turns.append(turn._replace(valid=valid, reward=seen.reward))
         it.observation, it.score = seen.observation, seen.info.score
         if seen.terminated:

@@ -29,7 +29,7 @@ class Turn(NamedTuple):
       stop: StopReason.
       text: the response's.
       action: what the environment was told.
-      valid: whether that was a valid action.
+      valid: whether that was a valid action; None until the environment has said so.
       reward: of the step.
     """
 
@@ -41,12 +41,13 @@ class Turn(NamedTuple):
     stop: int
     text: str
     action: str
-    valid: bool
+    valid: bool | None
     reward: float
 
 
 Form = Callable[[Sequence[Turn], Observation], np.ndarray]
-Parse = Callable[[str, Sequence[str]], tuple[str, bool]]  # (answer, admissible actions) -> action, whether it is valid
+# (answer, admissible actions) -> action, whether it is valid; None leaves that to the environment
+Parse = Callable[[str, Sequence[str]], tuple[str, bool | None]]
 Render = Callable[[Sequence[Turn], int, Observation], str]  # (turns to show, steps taken, observation) -> text
 
 
@@ -133,21 +134,22 @@ def chat_transcript(tokenizer: Tokenizer, *, render: Render = in_full) -> Form:
     return transcript(lambda observation: tokenizer.chat(ask(render([], 0, observation))), more)
 
 
-def bare(answer: str, admissible: Sequence[str]) -> tuple[str, bool]:
-    """The whole answer is the action; valid where it is admissible, or nothing is known of that.
+def bare(answer: str, admissible: Sequence[str]) -> tuple[str, bool | None]:
+    """The whole answer is the action; valid where it is admissible, or where the environment says so if that is not
+    known.
 
     >>> bare("open door ", ["open door", "wait"])
     ('open door', True)
     """
     action = " ".join(answer.split())
-    return action, action in admissible if admissible else bool(action)
+    return action, action in admissible if admissible else None if action else False
 
 
 _TAGGED = re.compile(r"<action>((?:(?!<action>).)*?)</action>", re.DOTALL)
 _CJK = re.compile(r"[\u4e00-\u9fff]")
 
 
-def tagged(answer: str, admissible: Sequence[str], *, official: bool = False) -> tuple[str, bool]:
+def tagged(answer: str, admissible: Sequence[str], *, official: bool = False) -> tuple[str, bool | None]:
     """The action is what stands in the last <action> </action>, lower case; "" where there is none.
 
     Args:
@@ -167,4 +169,4 @@ def tagged(answer: str, admissible: Sequence[str], *, official: bool = False) ->
         thought = "<think>" in answer and "</think>" in answer
         return action, bool(found) and thought and not _CJK.search(answer)
     known = {" ".join(a.lower().split()): a for a in admissible}
-    return known.get(action, action), bool(action) and (action in known or not known)
+    return known.get(action, action), action in known if known else None if action else False

@@ -50,6 +50,13 @@ APPENDED = transcript(
 )
 
 
+class Silent(Corridor):
+    """Says nothing of what can be done."""
+
+    def seen(self):
+        return super().seen()._replace(admissible=())
+
+
 class Scripted:
     """A sampler that says what a table says, and remembers what it was asked."""
 
@@ -304,3 +311,16 @@ def test_what_does_not_learn_from_episodes_is_refused():
 def test_settings_are_checked_when_they_are_made(change, text):
     with pytest.raises(ValueError, match=text):
         dataclasses.replace(SETTINGS, **change)
+
+
+def test_what_is_valid_is_said_by_the_environment_where_the_parser_does_not_know():
+    def valid(world, parse):
+        with Worlds(world, copies=4, arguments={"length": 3, "horizon": 4}) as worlds:
+            how = {"form": REBUILT, "parse": parse, "decode": WORDS.decode, "config": SETTINGS, "seed": 5, "step": 0}
+            script = Scripted(["left", "now", "right", ""], ["left"] * 4, ["left"] * 4, ["left"] * 4)
+            episodes = play(DECODER, DECODER.init(0), worlds, [1], sampler=script, **how)
+        return [episode.turns[0].valid for episode in episodes]
+
+    assert valid(Corridor, bare) == [True, False, True, False]  # by what is admissible
+    assert valid(Silent, bare) == [True, False, True, False]  # by info.valid; nothing is no action
+    assert valid(Silent, lambda answer, admissible: (answer, True)) == [True] * 4  # the parser has said so

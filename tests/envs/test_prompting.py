@@ -88,9 +88,11 @@ def test_tagged_answers(answer, ours, official):
     assert tagged(answer, KNOWN, official=True) == (ours[0], official)
 
 
-def test_without_admissible_actions_any_is_valid():
-    assert tagged("<action>fly</action>", ()) == ("fly", True)
-    assert bare(" fly  home ", ()) == ("fly home", True)
+def test_without_admissible_actions_the_environment_says_what_is_valid():
+    assert tagged("<action>fly</action>", ()) == ("fly", None)
+    assert tagged("fly", ()) == ("", False)
+    assert tagged("<think>up</think><action>fly</action>", (), official=True) == ("fly", True)
+    assert bare(" fly  home ", ()) == ("fly home", None)
     assert bare("", ()) == ("", False)
     assert bare("fly", KNOWN) == ("fly", False)
 
