@@ -45,7 +45,7 @@ FORMS = {
     "rebuilt": rebuilt(WORDS.encode, history=2, render=shown),
     "transcript": transcript(
         lambda observation: WORDS.encode(f"{observation.task} {seen(observation)}"),
-        lambda observation, ended: np.append(np.full(not ended, EOS, np.int32), WORDS.encode(seen(observation))),
+        lambda observation, ended: np.append(np.full(int(not ended), EOS, np.int32), WORDS.encode(seen(observation))),
     ),
 }
 
@@ -87,6 +87,11 @@ def measure(name: str, form: str, repeats: int) -> dict:
     anchors = [turn.observation.anchor for episode in episodes for turn in episode.turns]
     group = [episode.group for episode in episodes for _ in episode.turns]
 
+    def learn():
+        nonlocal state  # the step uses its buffers up
+        state, metrics = update(state, batch)
+        jax.block_until_ready(metrics)
+
     def groups():
         anchor_ids(anchors, group)
         advantage_parts(algorithm, rows)
@@ -95,7 +100,7 @@ def measure(name: str, form: str, repeats: int) -> dict:
         "rollout": rollout,
         "rows": median(lambda: rows_of(episodes, settings), repeats),
         "pack": median(pack, repeats),
-        "update": median(lambda: jax.block_until_ready(update(state, batch)), repeats),
+        "update": median(learn, repeats),
     }
     total = sum(len(prompt.tokens) for prompt in rows.prompts[: rows.count]) + int(np.sum(rows.rollouts.mask))
     return {
