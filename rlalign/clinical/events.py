@@ -138,7 +138,7 @@ def table_of(events: Iterable[Event]) -> EventTable:
     Args:
       events: consumed once; held as 48 bytes each and every different text once.
     Returns:
-      EventTable; equal events stay, as often as they came.
+      EventTable; equal events are kept once, so that a resource in two files counts as one.
     Raises:
       ValueError: a flag that is none of FLAGS, or more different texts in a column than it can hold.
     """
@@ -148,9 +148,9 @@ def table_of(events: Iterable[Event]) -> EventTable:
     while chunk := [
         (
             UNKNOWN_TIME if event.time is None else event.time,
-            math.nan if event.value is None else event.value,
-            math.nan if event.low is None else event.low,
-            math.nan if event.high is None else event.high,
+            math.nan if event.value is None else event.value + 0.0,  # no -0.0, which equals 0.0 in other bits
+            math.nan if event.low is None else event.low + 0.0,
+            math.nan if event.high is None else event.high + 0.0,
             subjects.setdefault(event.subject, len(subjects)),
             visits.setdefault(event.visit, len(visits)),
             codes.setdefault(event.code, len(codes)),
@@ -203,7 +203,12 @@ def _place(texts: Sequence[str], text: str) -> int:
 
 
 def _sorted(table: EventTable) -> EventTable:
+    """The rows in ORDER, equal ones once."""
     rows = table.rows[np.lexsort([table.rows[name] for name in reversed(ORDER)])]
+    words = rows.view("u8").reshape(len(rows), ROW.itemsize // 8)  # by their bits: NaN is no number, but equal to itself
+    fresh = np.ones(len(rows), bool)
+    fresh[1:] = (words[1:] != words[:-1]).any(axis=1)
+    rows = rows[fresh]
     rows.flags.writeable = False
     return dataclasses.replace(table, rows=rows)
 

@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 from rlalign.clinical import events
 from rlalign.clinical.events import Event, flag_of, part_of, split_by_subject, table_of
 
-NUMBER = st.none() | st.floats(allow_nan=False, width=64)
+NUMBER = st.sampled_from([None, -1.5, 0.0, 3.0, 1e300, math.inf])
 EVENTS = st.lists(
     st.builds(
         Event,
         subject=st.sampled_from("abc"),
-        time=st.none() | st.integers(-(2**62), 2**62),
+        time=st.sampled_from([None, -(2**62), -1, 0, 1, 2**62]),
         visit=st.sampled_from(["", "1", "2"]),
         system=st.sampled_from(["loinc", "person", "somewhere"]),
-        code=st.text(max_size=3),
+        code=st.sampled_from(["", "a", "b", "é", "10", "9"]),
         value=NUMBER,
         unit=st.sampled_from(["", "g/dL"]),
         low=NUMBER,
         high=NUMBER,
         flag=st.sampled_from(events.FLAGS),
     ),
-    max_size=12,
+    max_size=8,
 )
 
 
@@ -45,8 +45,8 @@ def key(event):
 @given(EVENTS, st.randoms(use_true_random=False))
 def test_a_table_holds_its_events_in_one_order(given_events, draw):
     table = table_of(given_events)
-    assert list(table) == sorted(given_events, key=key)
-    shuffled = list(given_events)
+    assert list(table) == sorted(set(given_events), key=key)
+    shuffled = [*given_events, *given_events[:3]]
     draw.shuffle(shuffled)
     again = table_of(iter(shuffled))
     assert again.names == table.names
