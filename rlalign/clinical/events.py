@@ -205,7 +205,7 @@ def _place(texts: Sequence[str], text: str) -> int:
 def _sorted(table: EventTable) -> EventTable:
     """The rows in ORDER, equal ones once."""
     rows = table.rows[np.lexsort([table.rows[name] for name in reversed(ORDER)])]
-    words = rows.view("u8").reshape(len(rows), ROW.itemsize // 8)  # by their bits: NaN is no number, but equal to itself
+    words = rows.view("u8").reshape(len(rows), ROW.itemsize // 8)  # bits: NaN is equal to NaN here
     fresh = np.ones(len(rows), bool)
     fresh[1:] = (words[1:] != words[:-1]).any(axis=1)
     rows = rows[fresh]

@@ -107,9 +107,15 @@ def _unpacked(record: dict[str, Any]) -> list[Resource]:
     if record.get("resourceType") != "Bundle":
         return [Resource(record, {}, "")]
     entries = [_object(entry, "Bundle.entry") for entry in _list(record, "entry", "Bundle")]
-    inside = [(entry.get("fullUrl"), _member(entry, "resource", "Bundle.entry")) for entry in entries]
-    names = {url: str(found["id"]) for url, found in inside if isinstance(url, str) and "id" in found}
-    return [Resource(found, names, f"entry[{i}] ") for i, (_, found) in enumerate(inside) if found]
+    found, names = [], {}
+    for i, entry in enumerate(entries):
+        url, content = entry.get("fullUrl"), _member(entry, "resource", "Bundle.entry")
+        if content and isinstance(url, str):
+            content = {"id": _last(url)} | content  # what is to be created has no id yet
+            names[url] = str(content["id"])
+        if content:
+            found.append(Resource(content, names, f"entry[{i}] "))
+    return found
 
 
 def _parse(text: bytes) -> dict[str, Any]:
@@ -267,7 +273,12 @@ def _reference(resource: dict[str, Any], name: str, kind: str, names: Mapping[st
         return names[text]
     if text.startswith("#") or "?" in text:  # contained, or by a search
         return ""
-    return text.partition("/_history/")[0].rpartition("/")[2].removeprefix("urn:uuid:")
+    return _last(text)
+
+
+def _last(url: str) -> str:
+    """The id at the end of a URL or a reference."""
+    return url.partition("/_history/")[0].rpartition("/")[2].removeprefix("urn:uuid:")
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:

@@ -365,6 +365,17 @@ def test_references_of_all_kinds(tmp_path):
         assert event.subject == "7"
 
 
+def test_what_a_bundle_creates_has_the_id_of_its_url(tmp_path):
+    patient = {"resourceType": "Patient", "gender": "female"}
+    result = observation(subject={"reference": "urn:uuid:7f"}, valueInteger=1)
+    entries = [{"resource": result}, {"fullUrl": "urn:uuid:7f", "resource": patient}]
+    found = read_one(tmp_path, {"resourceType": "Bundle", "entry": entries})
+    assert [event.subject for event in found] == ["7f", "7f"]
+    entries[1]["resource"]["id"] = "9"
+    found = read_one(tmp_path, {"resourceType": "Bundle", "entry": entries})
+    assert [event.subject for event in found] == ["9", "9"]
+
+
 def test_of_several_codes_the_preferred_one(tmp_path):
     codes = [{"system": "urn:local", "code": "hb"}, {"system": "http://loinc.org", "code": "718-7"}, {"code": "x"}]
     (event,) = read_one(tmp_path, observation(code={"coding": codes}))
