@@ -8,11 +8,12 @@ PARITY := .venv-parity
 AOT := .venv-aot
 MEASURED := .venv-kernels
 ENVS := .venv-envs
+CLINICAL := .venv-clinical
 SMOLLM2 := models/smollm2-135m-instruct
 comma := ,
 BESIDE := $(EXTRA)$(if $(filter cuda,$(EXTRA)),$(comma)torch)
 
-.PHONY: quickstart test lint test-envs java parity smollm2 matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates bench-loading autotune kills soak constraints clean plan
+.PHONY: quickstart test lint test-envs test-clinical java parity smollm2 matrix coverage mutants aot aot-cuda bench bench-kernels bench-updates bench-loading autotune kills soak constraints clean plan
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)  ## a policy learns sums from rewards in front of you
@@ -40,6 +41,9 @@ parity: $(PARITY)/.ready $(SMOLLM2)/config.json  ## TRL's losses and transformer
 
 test-envs: java $(ENVS)/.ready  ## real environments: ALFWorld and TextWorld, which are compiled here (g++, make, some minutes), and TextWorldExpress
 	$(ENVS)/bin/python -m pytest tests/envs/real $(ARGS)
+
+test-clinical: $(CLINICAL)/.ready  ## health records that clinosim and carebundle generate, and MEDS by pyarrow
+	$(CLINICAL)/bin/python -m pytest tests/clinical/real $(ARGS)
 
 java:
 	@command -v java > /dev/null || { echo "TextWorldExpress needs Java, and there is no java in PATH: apt-get install default-jre-headless"; exit 1; }
@@ -118,6 +122,12 @@ $(ENVS)/.ready: pyproject.toml constraints-envs.txt
 	VIRTUAL_ENV=$(abspath $(ENVS)) $(ENVS)/bin/uv pip install --quiet -c constraints-envs.txt -e ".[dev,alfworld,textworld,textworld-express]"
 	touch $@
 
+$(CLINICAL)/.ready: pyproject.toml constraints.txt
+	test -x $(CLINICAL)/bin/python || $(PYTHON) -m venv $(CLINICAL)
+	$(CLINICAL)/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	VIRTUAL_ENV=$(abspath $(CLINICAL)) $(CLINICAL)/bin/uv pip install --quiet -c constraints.txt -e ".[dev,clinical]"
+	touch $@
+
 # Apart from the others: libtpu prints errors wherever it finds no chip, and CUDA is large.
 $(AOT)/.ready-tpu $(AOT)-cuda/.ready-cuda $(MEASURED)/.ready-$(BESIDE): pyproject.toml constraints.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
@@ -133,4 +143,4 @@ constraints: $(READY)  ## resolve the versions anew
 	done
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(AOT) $(AOT)-cuda $(MEASURED) $(ENVS) $(SMOLLM2) runs .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(PARITY) $(AOT) $(AOT)-cuda $(MEASURED) $(ENVS) $(CLINICAL) $(SMOLLM2) runs .pytest_cache .ruff_cache .coverage

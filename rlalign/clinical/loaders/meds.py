@@ -18,6 +18,7 @@ from rlalign.clinical.loaders.files import BadRecord, LeftOut, OnError, converte
 from rlalign.clinical.units import canonical
 
 NEEDED = ("subject_id", "time", "code", "numeric_value")
+TYPES = {"time": ("timestamp",), "numeric_value": ("float", "double", "halffloat", "int", "uint")}
 OPTIONAL = {  # what datasets add: our column -> theirs, the first that is there
     "visit": ("hadm_id", "visit_id", "encounter_id"),
     "unit": ("unit", "valueuom"),
@@ -80,6 +81,9 @@ def _rows(path: Path, file: Any) -> Iterator[tuple[int, tuple]]:
     for name in NEEDED:
         if name not in there:
             raise BadRecord(path, 0, name, "the file lacks this column; is it a MEDS data file?")
+    for name, kinds in TYPES.items():
+        if not str(file.schema_arrow.field(name).type).startswith(kinds):
+            raise BadRecord(path, 0, name, f"the column is of another type than MEDS has it ({kinds[0]})")
     extra = [next((name for name in names if name in there), None) for names in OPTIONAL.values()]
     count = itertools.count(1)
     for batch in file.iter_batches(BATCH, columns=[*NEEDED, *filter(None, extra)]):
