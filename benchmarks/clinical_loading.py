@@ -9,6 +9,7 @@ them; every patient is invented.
 """
 
 import argparse
+import itertools
 import json
 import random
 import subprocess
@@ -30,14 +31,14 @@ print(json.dumps({"events": count, "seconds": seconds, "cpu": cpu, "peak": peak}
 """
 
 
-def resources(rng: random.Random, patient: int):
+def resources(rng: random.Random, patient: str):
     """One patient, with three visits of thirty results and three diagnoses each."""
-    subject = {"reference": f"Patient/{patient:08}"}
-    yield {"resourceType": "Patient", "id": f"{patient:08}", "gender": "female", "birthDate": "1960-05-04"}
+    subject = {"reference": f"Patient/{patient}"}
+    yield {"resourceType": "Patient", "id": patient, "gender": "female", "birthDate": "1960-05-04"}
     for number in range(3):
-        visit, day = {"reference": f"Encounter/{patient:08}-{number}"}, f"20{10 + number}-0{rng.randrange(1, 10)}-11"
+        visit, day = {"reference": f"Encounter/{patient}-{number}"}, f"20{10 + number}-0{rng.randrange(1, 10)}-11"
         stay = {"start": f"{day}T08:00:00-04:00", "end": f"{day}T18:00:00-04:00"}
-        encounter = {"resourceType": "Encounter", "id": f"{patient:08}-{number}", "status": "finished"}
+        encounter = {"resourceType": "Encounter", "id": f"{patient}-{number}", "status": "finished"}
         yield encounter | {"subject": subject, "period": stay}
         for code in rng.sample(["E11.9", "I10", "J44.1", "I50.9", "E78.5", "N18.3"], 3):
             coding = [{"system": "http://hl7.org/fhir/sid/icd-10-cm", "code": code, "display": "a diagnosis"}]
@@ -58,12 +59,16 @@ def resources(rng: random.Random, patient: int):
 
 
 def write(path: Path, size: int) -> None:
-    """At least `size` bytes of NDJSON."""
-    rng, patient, written = random.Random(0), 0, 0
+    """At least `size` bytes of NDJSON: the same fifty histories again and again, of other patients each time."""
+    rng, written = random.Random(0), 0
+    block = "".join(
+        json.dumps(resource) + "\n" for patient in range(50) for resource in resources(rng, f"COPY-{patient}")
+    )
     with path.open("w") as file:
-        while written < size:
-            written += file.write("".join(json.dumps(resource) + "\n" for resource in resources(rng, patient)))
-            patient += 1
+        for copy in itertools.count():
+            written += file.write(block.replace("COPY-", f"{copy:06}-"))
+            if written >= size:
+                break
 
 
 def main() -> None:
