@@ -141,7 +141,7 @@ def test_calibration_is_that_of_the_loop():
 def test_division_by_the_groups_deviation_cancels_class_weights():
     """Two patients, four answers each, right or wrong: weights show without the division and vanish with it."""
     gold = jnp.array([[True, False]] * 4 + [[False, True]] * 4)
-    ranked = jnp.array([[0], [1], [1], [1]] + [[1], [0], [0], [0]])
+    ranked = jnp.array([[0], [1], [1], [1], [1], [0], [0], [0]])
     group = jnp.repeat(jnp.arange(2), 4)
     of = lambda weight, scale: np.asarray(
         group_relative(
