@@ -141,7 +141,7 @@ def _events(given: Resource | Fault, *, loinc: Mapping[str, str], clock: str) ->
     try:
         return _of_resource(given.content, given.names, loinc, clock)
     except Fault as fault:
-        raise Fault(given.place + fault.field, fault.what) from None
+        raise Fault(fault.field, fault.what, given.place) from None
 
 
 def _of_resource(

@@ -40,11 +40,11 @@ class BadRecord(ValueError):
 
 
 class Fault(Exception):
-    """What is wrong with a field, without its value; becomes a BadRecord, or is counted."""
+    """What is wrong with a field, without its value; becomes a BadRecord, or is counted, wherever its `place` is."""
 
-    def __init__(self, field: str, what: str):
+    def __init__(self, field: str, what: str, place: str = ""):
         super().__init__(field, what)
-        self.field, self.what = field, what
+        self.field, self.what, self.place = field, what, place
 
 
 class LeftOut(Exception):
@@ -72,13 +72,13 @@ def converted(
         try:
             events = make(record)
         except Fault as error:
-            fault = error.field, error.what
+            fault = error
         except LeftOut as error:
             counts[str(error)] += 1
-        if fault is not None and on_error == "raise":
-            raise BadRecord(path, line, *fault)  # outside `except`: what was being handled may hold a value
+        if fault is not None and on_error == "raise":  # outside `except`: what was being handled may hold a value
+            raise BadRecord(path, line, fault.place + fault.field, fault.what)
         if fault is not None:
-            counts[": ".join(fault)] += 1
+            counts[f"{fault.field}: {fault.what}".removeprefix(": ")] += 1
         yield from events
 
 

@@ -99,7 +99,9 @@ def _seconds(column: Any) -> list[int | None]:
 
 
 def _numbers(column: Any) -> list[float | None]:
-    return [None if x is None else float(str(np.float32(x))) for x in column.to_pylist()]
+    """Those of 32 bits as the shortest decimal that they are."""
+    short = (lambda x: float(str(np.float32(x)))) if str(column.type) == "float" else float
+    return [None if x is None else short(x) for x in column.to_pylist()]
 
 
 def _events(row: Sequence[Any], *, loinc: Mapping[str, str]) -> list[Event]:
