@@ -110,7 +110,9 @@ class EventTable:
 
     def where(self, keep: np.ndarray) -> "EventTable":
         """The rows for which b[N] `keep` is True, with the texts that they use."""
-        return _compact(self.rows[keep], self.names)
+        table = _compact(self.rows[np.flatnonzero(keep)], self.names)
+        table.rows.flags.writeable = False
+        return table
 
     def _events(self, rows: np.ndarray) -> Iterator[Event]:
         if not len(rows):
@@ -166,13 +168,14 @@ def table_of(events: Iterable[Event]) -> EventTable:
         parts.append(np.array(chunk, ROW))
     if not set(flags) <= set(FLAGS):
         raise ValueError(f"a flag is none of {', '.join(map(repr, FLAGS))}: translate it with flag_of")
-    table = _compact(np.concatenate(parts) if parts else np.zeros(0, ROW), {k: tuple(v) for k, v in index.items()})
-    return _sorted(_dated(table))
+    rows = np.concatenate(parts) if parts else np.zeros(0, ROW)
+    parts.clear()
+    return _sorted(_dated(_compact(rows, {name: tuple(texts) for name, texts in index.items()})))
 
 
 def _compact(rows: np.ndarray, names: dict[str, tuple[str, ...]]) -> EventTable:
-    """A table of copied rows with the texts that are used, in alphabetical order."""
-    rows, kept = rows.copy(), {}
+    """A table of these rows, changed in place, with the texts that are used, in alphabetical order."""
+    kept = {}
     for name, texts in names.items():
         used = np.zeros(len(texts), bool)
         used[rows[name]] = True
@@ -181,13 +184,12 @@ def _compact(rows: np.ndarray, names: dict[str, tuple[str, ...]]) -> EventTable:
         place[order] = np.arange(len(order))
         rows[name] = place[rows[name]]
         kept[name] = tuple(texts[i] for i in order)
-    rows.flags.writeable = False
     return EventTable(rows, kept)
 
 
 def _dated(table: EventTable) -> EventTable:
-    """Diagnoses without a time get that of the end of their visit."""
-    rows, at = table.rows.copy(), lambda name, text: _place(table.names[name], text)
+    """Diagnoses without a time get that of the end of their visit, in place."""
+    rows, at = table.rows, lambda name, text: _place(table.names[name], text)
     end = np.full(len(table.names["visit"]), UNKNOWN_TIME)
     ends = rows[(rows["system"] == at("system", VISIT)) & (rows["code"] == at("code", END))]
     end[ends["visit"]] = ends["time"]
@@ -195,7 +197,7 @@ def _dated(table: EventTable) -> EventTable:
         end[nowhere] = UNKNOWN_TIME
     late = (rows["time"] == UNKNOWN_TIME) & np.isin(rows["system"], [at("system", name) for name in DIAGNOSES])
     rows["time"][late] = end[rows["visit"][late]]
-    return dataclasses.replace(table, rows=rows)
+    return table
 
 
 def _place(texts: Sequence[str], text: str) -> int:
@@ -208,7 +210,7 @@ def _sorted(table: EventTable) -> EventTable:
     words = rows.view("u8").reshape(len(rows), ROW.itemsize // 8)  # bits: NaN is equal to NaN here
     fresh = np.ones(len(rows), bool)
     fresh[1:] = (words[1:] != words[:-1]).any(axis=1)
-    rows = rows[fresh]
+    rows = rows if fresh.all() else rows[fresh]
     rows.flags.writeable = False
     return dataclasses.replace(table, rows=rows)
 

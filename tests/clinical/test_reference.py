@@ -212,6 +212,11 @@ def test_anything_has_a_meaning(code, value, unit, sex, age, low, high, flag):
         assert found == Result("unknown")
 
 
+def test_low_for_some_and_high_for_others_is_abnormal():
+    assert interpret("718-7", 15.0, "g/dL", ranges=(ROWS[1], ROWS[3])) == Result("abnormal")
+    assert interpret("718-7", 15.0, "g/dL", sex="male", ranges=(ROWS[1], ROWS[3])) == Result("abnormal", "high")
+
+
 def test_an_event():
     event = Event("s", 0, "v", "loinc", "718-7", 9.0, "g/dL", 8.0, 10.0)
     assert interpret_event(event, sex="female", age=30).word == "low"
