@@ -65,7 +65,7 @@ class DiallmDdxplus:
     preset: Literal["smoke", "laptop"] = "laptop"
     questions: Literal["binary", "all"] = "binary"
     patients: int = 20_000
-    shown: int = 8_000
+    shown: int = 4_000
     held_out: int = 2_000
     horizon: int = 10
     class_weights: bool = True
@@ -129,7 +129,7 @@ def one_run(config: DiallmDdxplus, world: DdxPlus) -> dict:
     shown = take(cases, slice(0, config.shown))
     expert = baselines.play(world.rules, shown, world.posterior(), "information gain", seed=config.seed)
     asker = network(world.rules, cases, config.width)
-    begun, _ = warm_up(how, asker, world.rules, shown, expert.action, init(how, asker, cases))
+    begun, _ = warm_up(how, asker, world.rules, shown, expert.action, init(how, asker, cases), pool=cases)
     weight = class_weights(jnp.asarray(cases.gold.sum(axis=0)), power=0.5 if config.class_weights else 0.0)
     params, curve = reinforce(how, asker, world.rules, cases, begun, weight=weight)
     out = {"experiment": "diallm_ddxplus", **dataclasses.asdict(config), "data": "DDXPlus"}

@@ -131,11 +131,11 @@ def baseline(config: DiallmEhr) -> dict[str, dict]:
         played = baselines.play(by, cases, world, asker, seed=config.seed, frequency=frequency)
         out[asker] = measured(baselines.ranking(played.posterior), cases.gold)
         out[asker] |= report(baselines.ranking(played.posterior[:, -1]), cases.gold, played.posterior[:, -1])
-        out[asker]["nats"] = nats(played.posterior[:, -1], cases.gold)
+        out[asker]["nats"] = [nats(p, cases.gold) for p in np.swapaxes(played.posterior, 0, 1)]
         out[asker]["abnormal"] = abnormal_yield(cases, played.action, by)
     every = baselines.ceiling(cases, world)
     out["ceiling"] = measured(baselines.ranking(every)[:, None], cases.gold)
-    out["ceiling"] |= report(baselines.ranking(every), cases.gold, every) | {"nats": nats(every, cases.gold)}
+    out["ceiling"] |= report(baselines.ranking(every), cases.gold, every) | {"nats": [nats(every, cases.gold)]}
     return out
 
 
@@ -159,7 +159,7 @@ def start(config: DiallmEhr):
     shown = take(cases, slice(0, config.shown))
     expert = baselines.play(by, shown, world, "information gain", seed=config.seed)
     asker, how = network(by, cases, config.width), training(config)
-    return warm_up(how, asker, by, shown, expert.action, init(how, asker, cases))[0]
+    return warm_up(how, asker, by, shown, expert.action, init(how, asker, cases), pool=cases)[0]
 
 
 def one_run(config: DiallmEhr, folder: Path) -> dict:
@@ -205,9 +205,10 @@ def beside(config: DiallmEhr, folder: Path) -> dict[str, dict]:
 
 def shown_as(name: str, of: dict) -> str:
     """A line of the table."""
-    low, high = of["curve"][-1][1:]
-    keys = "recall@1", "recall@5", "macro recall@1", "rare recall@1"
-    return f"{name:24s} " + " ".join(f"{of[key]:.3f}" for key in keys) + f"  [{low:.3f}, {high:.3f}]"
+    value, low, high = of["curve"][-1]
+    keys = "recall@5", "macro recall@1", "rare recall@1"
+    half = of["curve"][len(of["curve"]) // 2][0]
+    return f"{name:30s} {half:.3f} {value:.3f} [{low:.3f}, {high:.3f}] " + " ".join(f"{of[key]:.3f}" for key in keys)
 
 
 def main(config: DiallmEhr) -> dict:
@@ -215,7 +216,8 @@ def main(config: DiallmEhr) -> dict:
     print(NOTICE, flush=True)
     folder = Path(config.folder)
     others = beside(config, folder)
-    print(f"{'':24s} R@1   R@5   macro rare", file=sys.stderr)
+    half = config.orders // 2
+    print(f"{'':30s} R@1 after {half} and {config.orders} orders, R@5, macro R@1, that of rare ones", file=sys.stderr)
     for name, of in others.items():
         print(shown_as(name, of), file=sys.stderr, flush=True)
     told = others["information gain"]["recall@1"]

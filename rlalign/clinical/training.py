@@ -1,7 +1,7 @@
 """Warm-up on what an expert asks, then group-relative reinforcement: everything from rollout to update in one program.
 
     params = init(config, asker, cases)
-    params = warm_up(config, asker, rules, cases, actions, params)                # actions of information gain
+    params, _ = warm_up(config, asker, rules, shown, actions, params, pool=cases)    # actions of information gain
     params, curve = reinforce(config, asker, rules, cases, params, posterior=posterior, weight=class_weights(counts))
 
 Each of `patients` is played `samples` times. A decision's return is the discounted sum of what follows: confirmation
@@ -238,15 +238,26 @@ def expert_columns(rules: Rules, cases: Cases, action: Array) -> jax.Array:
 
 
 def warm_up(
-    config: Training, asker: Asker, rules: Rules, cases: Cases, action: Array, params: Params
+    config: Training,
+    asker: Asker,
+    rules: Rules,
+    cases: Cases,
+    action: Array,
+    params: Params,
+    *,
+    pool: Cases | None = None,
 ) -> tuple[Params, dict[str, np.ndarray]]:
     """SFT: the expert's actions, STOP after the last of them, and the diagnosis, all by cross entropy, in one program.
+
+    An expert's actions are dear and diagnoses are not: of `pool` the diagnoses alone are learned, from what the policy
+    of the moment asks.
 
     Args:
       config: see Training.
       asker, params: the policy to begin with.
       rules, cases: the patients that the expert saw.
       action: i32[N, T], what it asked.
+      pool: more patients; None: these.
 
     Returns:
       (params, {"action", "belief"}: f32[warm_up_steps], nats).
@@ -254,22 +265,27 @@ def warm_up(
     rate = optax.cosine_decay_schedule(config.warm_up_rate, config.warm_up_steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     cases, action = jax.tree.map(jnp.asarray, cases), jnp.asarray(action)
+    others = cases if pool is None else jax.tree.map(jnp.asarray, pool)
     column = jax.jit(functools.partial(expert_columns, rules))(cases, action)
     goal = jnp.concatenate([action, jnp.full((len(action), 1), rules.stop, action.dtype)], axis=1)
-    batch_size = min(len(action), config.patients * config.samples // 2)
+    batch_size = config.patients * config.samples // 2
+    some = lambda key, count: jax.random.choice(key, count, (min(batch_size, count),), replace=False)
 
-    def loss(params, index):
+    def loss(params, index, more, key):
         batch = take(cases, index)
         said = asker.apply(params, states(asker, params, batch, column[index]), method="heads")
-        acts = optax.softmax_cross_entropy_with_integer_labels(said.logits, goal[index])
-        belief = jnp.mean(cross_entropy(truth(batch)[:, None, :], jax.nn.softmax(said.belief)))
-        return jnp.mean(acts) + belief, {"action": jnp.mean(acts), "belief": belief}
+        acts = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(said.logits, goal[index]))
+        found = _uncertainty(said.belief, batch)
+        played = rollout(asker, jax.lax.stop_gradient(params), rules, more, key, forced=True)
+        known = states(asker, params, more, jax.lax.stop_gradient(played.column))
+        belief = _uncertainty(asker.apply(params, known, method="heads").belief, more)
+        return acts + found + belief, {"action": acts, "belief": belief}
 
     def update(carry, step):
         params, moments = carry
-        key = jax.random.fold_in(jax.random.key(config.seed + 2), step)
-        index = jax.random.choice(key, len(action), (batch_size,), replace=False)
-        slope, metrics = jax.grad(loss, has_aux=True)(params, index)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed + 2), step), 3)
+        index, more = some(keys[0], len(action)), take(others, some(keys[1], len(others.column)))
+        slope, metrics = jax.grad(loss, has_aux=True)(params, index, more, keys[2])
         change, moments = optimizer.update(slope, moments, params)
         return (optax.apply_updates(params, change), moments), metrics
 
@@ -279,6 +295,11 @@ def warm_up(
 
     (params, _), curve = run(params)
     return params, {name: np.asarray(values) for name, values in curve.items()}
+
+
+def _uncertainty(belief: jax.Array, cases: Cases) -> jax.Array:
+    """The mean cross entropy of beliefs f32[N, S, C], logits."""
+    return jnp.mean(cross_entropy(truth(cases)[:, None, :], jax.nn.softmax(belief)))
 
 
 def diagnose(asker: Asker, params: Params, cases: Cases, column: Array) -> tuple[np.ndarray, np.ndarray]:

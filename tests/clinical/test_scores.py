@@ -1,5 +1,6 @@
 """Rewards and measures against loops over their definitions, in float64."""
 
+import doctest
 import functools
 import math
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlalign.advantages import group_relative
-from rlalign.clinical import scores
+from rlalign.clinical import choice, consultation, healthy, inquiry, scores
 from tests.conftest import enable_x64
 
 LISTS = st.lists(st.lists(st.integers(-1, 5), min_size=6, max_size=6), min_size=4, max_size=4)
@@ -158,3 +159,10 @@ def test_abstaining():
     assert got.tolist() == pytest.approx([1.0, 0.2])
     with pytest.raises(ValueError, match=r"^k must be at least 1, got 0$"):
         scores.in_top(jnp.zeros((1, 2), int), 0)
+
+
+@pytest.mark.parametrize("module", [choice, consultation, healthy, inquiry, scores], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module):
+    result = doctest.testmod(module)
+    assert result.failed == 0
+    assert result.attempted > 0
