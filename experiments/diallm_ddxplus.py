@@ -21,7 +21,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +123,8 @@ def one_run(config: DiallmDdxplus, world: DdxPlus) -> dict:
         return found
     done.parent.mkdir(parents=True, exist_ok=True)
     begin, cpu = time.perf_counter(), time.process_time()
-    own = {name: getattr(config, name) for name in ("steps", "warm_up_steps", "learning_rate", "confirmation", "seed")}
+    names = "steps", "warm_up_steps", "learning_rate", "confirmation", "seed"
+    own: dict[str, Any] = {name: getattr(config, name) for name in names}
     how = Training(**own | ({"patients": 4, "samples": 4} if config.preset == "smoke" else {}))
     cases, held_out = world.sample(config.patients, config.seed), world.sample(config.held_out, HELD_OUT)
     shown = take(cases, slice(0, config.shown))

@@ -23,7 +23,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +146,8 @@ def nats(p: np.ndarray, gold: np.ndarray) -> float:
 
 def training(config: DiallmEhr) -> Training:
     """Settings of the variant."""
-    own = {name: getattr(config, name) for name in ("steps", "warm_up_steps", "learning_rate", "confirmation", "cost")}
+    names = "steps", "warm_up_steps", "learning_rate", "confirmation", "cost"
+    own: dict[str, Any] = {name: getattr(config, name) for name in names}
     small = {"patients": 4, "samples": 4} if config.preset == "smoke" else {}
     return Training(**own | small | VARIANTS[config.variant] | {"seed": config.seed})
 

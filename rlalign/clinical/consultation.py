@@ -12,7 +12,7 @@ the diagnosis (class-sensitive). Reject sampling has its place in the engine, wh
 that brings nothing new changes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -168,7 +168,7 @@ class Consultation:
         value, unit = self._result(k)
         return interpret(CODES[k], value, unit, sex=self._sex, age=float(self._age)).word
 
-    def _observe(self, said: list[Turn], names: Mapping[str, str] | None = None) -> Observation:
+    def _observe(self, said: Sequence[Turn], names: Mapping[str, str] | None = None) -> Observation:
         lines = []
         for turn in said:
             lines += [sentence(turn, self._seed, self._place, names), action(turn)]

@@ -296,10 +296,11 @@ def histories(count: int, seed: int) -> Iterator[Event]:
         moment = np.sqrt(STAYS) * own + np.sqrt(1 - STAYS) * rng.standard_normal(own.shape)
         seen = _visit(rng, age, first.male, disease, past & disease, moment)
         for n in np.flatnonzero(visits > v):
-            yield from _events(f"patient {n}", f"patient {n}, visit {v}", int(begins[n]), seen, n)
-        past = past | (disease & chronic)
+            yield from _events(f"patient {n}", f"patient {n}, visit {v}", int(begins[n]), seen, int(n))
+        kept = np.logical_and(disease, chronic)
+        past = past | kept
         acute = _diseases(rng, context_of(age, first.male), False)
-        disease = np.where((disease & chronic).any(axis=1)[:, None], disease & chronic, acute) | (acute & ~chronic)
+        disease = np.where(kept.any(axis=1)[:, None], kept, acute) | (acute & ~chronic)
         begins = begins + rng.integers(60, 400, count) * DAY
 
 

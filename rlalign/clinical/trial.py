@@ -1,6 +1,6 @@
 """How well a policy asks and diagnoses held-out patients, at every budget of orders and by its own choice of when."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def trial(asker: Asker, params: Params, rules: Rules, cases: Cases, *, reject: b
     cases = jax.tree.map(jnp.asarray, cases)
 
     def play(forced: bool):
-        how = {"greedy": True, "on_record": False, "reject": reject, "forced": forced}
+        how: dict[str, Any] = {"greedy": True, "on_record": False, "reject": reject, "forced": forced}
         return jax.jit(lambda cases: rollout(asker, params, rules, cases, jax.random.key(seed), **how))(cases)
 
     forced, own = play(True), play(False)
