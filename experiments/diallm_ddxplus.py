@@ -147,6 +147,11 @@ def one_run(config: DiallmDdxplus, world: DdxPlus) -> dict:
     return json.loads(json.dumps(out))
 
 
+def over_seeds(values: list[float]) -> list[float | None]:
+    """The mean and its 95 % interval; no ends for a single seed."""
+    return [None if np.isnan(x) else x for x in interval(np.array(values))]
+
+
 def main(config: DiallmDdxplus) -> dict:
     """The baselines, and a run a seed."""
     print(NOTICE, flush=True)
@@ -159,7 +164,7 @@ def main(config: DiallmDdxplus) -> dict:
     for run in runs:
         line(f"imitation, seed {run['seed']}", run["imitation"])
         line(f"trained, seed {run['seed']}", run["trained"])
-    reached = interval(np.array([run["trained"]["recall@1"] for run in runs]))
+    reached = over_seeds([run["trained"]["recall@1"] for run in runs])
     seconds = max(run["seconds"] for run in runs)
     result = {"experiment": "diallm_ddxplus", "top_1": reached, "seconds": seconds, "baselines": others, "runs": runs}
     write_atomic(Path(config.folder, "results.json"), json.dumps(result, indent=1))
