@@ -118,7 +118,8 @@ def main() -> None:
     parser.add_argument("--only", nargs=2, metavar=("ALGORITHM", "FORM"), help="one measurement, in this process")
     flags = parser.parse_args()
     if flags.only:
-        print(json.dumps(measure(*flags.only, flags.repeats)))
+        name, form = flags.only
+        print(json.dumps(measure(name, form, flags.repeats)))
         return
     begin, found = time.perf_counter(), {}
     for name, form in (("gigpo", "rebuilt"), ("grpo", "rebuilt"), ("gigpo", "transcript")):

@@ -125,7 +125,8 @@ def one_run(config: DiallmDdxplus, world: DdxPlus) -> dict:
     begin, cpu = time.perf_counter(), time.process_time()
     names = "steps", "warm_up_steps", "learning_rate", "confirmation", "seed"
     own: dict[str, Any] = {name: getattr(config, name) for name in names}
-    how = Training(**own | ({"patients": 4, "samples": 4} if config.preset == "smoke" else {}))
+    own |= {"patients": 4, "samples": 4} if config.preset == "smoke" else {}
+    how = Training(**own)
     cases, held_out = world.sample(config.patients, config.seed), world.sample(config.held_out, HELD_OUT)
     shown = take(cases, slice(0, config.shown))
     expert = baselines.play(world.rules, shown, world.posterior(), "information gain", seed=config.seed)

@@ -149,7 +149,8 @@ def training(config: DiallmEhr) -> Training:
     names = "steps", "warm_up_steps", "learning_rate", "confirmation", "cost"
     own: dict[str, Any] = {name: getattr(config, name) for name in names}
     small = {"patients": 4, "samples": 4} if config.preset == "smoke" else {}
-    return Training(**own | small | VARIANTS[config.variant] | {"seed": config.seed})
+    own |= small | VARIANTS[config.variant] | {"seed": config.seed}
+    return Training(**own)
 
 
 @functools.cache

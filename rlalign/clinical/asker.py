@@ -9,7 +9,7 @@ What is known is a sum: a row for what is given at first, and a row for each res
 so that the diagnosis itself is an action: `ranking` is sampled, and a class-sensitive reward moves it.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -123,13 +123,23 @@ def network(rules: Rules, cases: Cases, width: int = 128) -> Asker:
     return Asker(rules.columns, rules.actions, cases.gold.shape[1], width)
 
 
+def heads(asker: Asker, params: Params, known: jax.Array) -> Heads:
+    """Asker.heads with parameters."""
+    return cast(Heads, asker.apply(params, known, method="heads"))
+
+
+def result(asker: Asker, params: Params, column: jax.Array) -> jax.Array:
+    """Asker.result with parameters."""
+    return cast(jax.Array, asker.apply(params, column, method="result"))
+
+
 def begin(asker: Asker, params: Params, cases: Cases) -> jax.Array:
     """f32[N, width + C]: what is known before anything is asked."""
     count, tests = cases.told.shape
     at = jnp.where(cases.told, cases.column, asker.columns)
     rows = jnp.broadcast_to(jnp.arange(count)[:, None], (count, tests))
     told = jnp.zeros((count, asker.columns), jnp.float32).at[rows, at].set(1, mode="drop")
-    return asker.apply(params, cases.given, told, method="given")
+    return cast(jax.Array, asker.apply(params, cases.given, told, method="given"))
 
 
 def rollout(
@@ -161,8 +171,6 @@ def rollout(
       greedy: the likeliest action and ranking.
       forced: tests until the horizon, then a diagnosis: for comparisons at equal budgets.
     """
-    heads = lambda bag: asker.apply(params, bag, method="heads")
-    result = lambda column: asker.apply(params, column, method="result")
     state = None if posterior is None else posterior.start(cases)
     final = jnp.arange(rules.actions) >= rules.stop
 
@@ -179,7 +187,7 @@ def rollout(
 
     def step(carry, t):
         bag, known, live, state = carry
-        said = heads(bag)
+        said = heads(asker, params, bag)
         p = jax.nn.softmax(said.belief) if posterior is None else posterior.probabilities(state)
         ok, drawn = choose(jax.random.fold_in(key, t), said.logits, known, t)
         tests = jnp.where(live[:, None], new_tests(rules, known, drawn.action), -1)
@@ -189,12 +197,12 @@ def rollout(
             state = posterior.learn(state, cases, tests)
         known = learn(known, tests)
         out = drawn.action, drawn.logp, ok, live, column, drawn.rejects, waste, p
-        return (bag + result(column), known, live & (drawn.action < rules.stop), state), out
+        return (bag + result(asker, params, column), known, live & (drawn.action < rules.stop), state), out
 
     start = begin(asker, params, cases), jnp.asarray(cases.told), jnp.ones(len(cases.column), bool), state
     (bag, _, _, state), out = jax.lax.scan(step, start, jnp.arange(rules.horizon + 1))
     action, logp, ok, live, column, rejects, waste, p = (jnp.swapaxes(x, 0, 1) for x in out)
-    said = heads(bag)
+    said = heads(asker, params, bag)
     last = jax.nn.softmax(said.belief) if posterior is None else posterior.probabilities(state)
     ranked, rank_logp = rank(jax.random.fold_in(key, rules.horizon + 1), said.ranking, places)
     if greedy:
@@ -207,4 +215,4 @@ def rollout(
 def states(asker: Asker, params: Params, cases: Cases, column: jax.Array) -> jax.Array:
     """f32[N, T + 1, width + C]: what was known before each decision and after the last, of results i32[N, T, P]."""
     start = begin(asker, params, cases)[:, None]
-    return jnp.concatenate([start, start + jnp.cumsum(asker.apply(params, column, method="result"), axis=1)], axis=1)
+    return jnp.concatenate([start, start + jnp.cumsum(result(asker, params, column), axis=1)], axis=1)

@@ -297,7 +297,7 @@ def histories(count: int, seed: int) -> Iterator[Event]:
         seen = _visit(rng, age, first.male, disease, past & disease, moment)
         for n in np.flatnonzero(visits > v):
             yield from _events(f"patient {n}", f"patient {n}, visit {v}", int(begins[n]), seen, int(n))
-        kept = np.logical_and(disease, chronic)
+        kept: np.ndarray = disease & chronic
         past = past | kept
         acute = _diseases(rng, context_of(age, first.male), False)
         disease = np.where(kept.any(axis=1)[:, None], kept, acute) | (acute & ~chronic)

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from rlalign.advantages import group_relative, leave_one_out
-from rlalign.clinical.asker import Asker, Episodes, Params, rollout, states
+from rlalign.clinical.asker import Asker, Episodes, Params, heads, rollout, states
 from rlalign.clinical.choice import chosen, log_policy, rank_logps
 from rlalign.clinical.inquiry import Cases, Posterior, Rules, columns_of, learn, new_tests, take, truth
 from rlalign.clinical.scores import abstained, confirmation, cross_entropy, diagnosis_reward
@@ -143,7 +143,7 @@ def advantages(config: Training, played: Episodes, rewards: Rewards) -> tuple[ja
 def _loss(params, config, asker, cases, played, advantage, taken):
     """Policy gradient of decisions and list, the belief's cross entropy, entropy."""
     known = states(asker, params, cases, played.column)
-    said = asker.apply(params, known, method="heads")
+    said = heads(asker, params, known)
     count, decisions = played.action.shape
     flat = lambda x: x.reshape(count * decisions, x.shape[-1])
     logits, ok = flat(said.logits[:, :-1]), flat(played.allowed)
@@ -273,12 +273,12 @@ def warm_up(
 
     def loss(params, index, more, key):
         batch = take(cases, index)
-        said = asker.apply(params, states(asker, params, batch, column[index]), method="heads")
+        said = heads(asker, params, states(asker, params, batch, column[index]))
         acts = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(said.logits, goal[index]))
         found = _uncertainty(said.belief, batch)
         played = rollout(asker, jax.lax.stop_gradient(params), rules, more, key, forced=True)
         known = states(asker, params, more, jax.lax.stop_gradient(played.column))
-        belief = _uncertainty(asker.apply(params, known, method="heads").belief, more)
+        belief = _uncertainty(heads(asker, params, known).belief, more)
         return acts + found + belief, {"action": acts, "belief": belief}
 
     def update(carry, step):
@@ -307,7 +307,7 @@ def diagnose(asker: Asker, params: Params, cases: Cases, column: Array) -> tuple
 
     @jax.jit
     def run(cases, column):
-        said = asker.apply(params, states(asker, params, cases, column), method="heads")
+        said = heads(asker, params, states(asker, params, cases, column))
         return said.ranking, jax.nn.softmax(said.belief)
 
     ranking, belief = run(jax.tree.map(jnp.asarray, cases), jnp.asarray(column))
