@@ -297,10 +297,10 @@ def histories(count: int, seed: int) -> Iterator[Event]:
         seen = _visit(rng, age, first.male, disease, past & disease, moment)
         for n in np.flatnonzero(visits > v):
             yield from _events(f"patient {n}", f"patient {n}, visit {v}", int(begins[n]), seen, int(n))
-        kept: np.ndarray = disease & chronic
+        kept = np.logical_and(disease, chronic)
         past = past | kept
         acute = _diseases(rng, context_of(age, first.male), False)
-        disease = np.where(kept.any(axis=1)[:, None], kept, acute) | (acute & ~chronic)
+        disease = np.where(np.any(kept, axis=1, keepdims=True), kept, acute) | (acute & ~chronic)
         begins = begins + rng.integers(60, 400, count) * DAY
 
 
