@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,8 @@ pytest.importorskip("alfworld", reason='pip install "rlalign[alfworld]"')
 
 from rlalign.envs.alfworld import NOTHING, Alfworld
 from rlalign.envs.alfworld_games import TASKS, generate_games
+from rlalign.envs.processes import WorkerWorlds
+from rlalign.envs.worlds import Lost
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +127,31 @@ def test_anchors(games):
     while not carried.step(carried.expert()).observation.anchor[1]:
         pass
     assert carried.step("look").observation.anchor[1][0].startswith("holds ")
+
+
+def resident(worlds):
+    """MiB of all workers."""
+    pids = [worker._process.pid for worker in worlds._workers]
+    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids]
+    return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_128_copies_in_four_processes_do_not_grow(games):
+    """2,048 steps, twice from the start: what grows with steps or with resets would show."""
+    with WorkerWorlds(Alfworld, copies=128, workers=4, arguments={"games": str(games)}, step_limit=60.0) as worlds:
+        sizes = []
+        for round_ in range(2):
+            seen = worlds.reset({copy: copy % len(TASKS) for copy in range(128)})
+            for step in range(8):
+                rngs = {copy: random.Random(f"{copy} {step}") for copy in seen}
+                after = worlds.step({copy: rngs[copy].choice(one.admissible) for copy, one in seen.items()})
+                assert not any(isinstance(one, Lost) for one in after.values())
+                seen = {copy: done.observation for copy, done in after.items() if not done.terminated}
+                sizes.append(resident(worlds))
+            assert len(seen) > 100, round_
+        assert worlds.restarts == 0
+        print(f"workers: {sizes[0]:.0f} MiB after 128 steps, {sizes[7]:.0f} after 1,024, {sizes[-1]:.0f} after 2,048")
+        assert sizes[-1] < 1.1 * sizes[7]
 
 
 def test_made_games_follow_from_their_seed(games, tmp_path):
