@@ -162,7 +162,9 @@ def test_the_import_rules_themselves(module, source, reason):
     assert reason is None or any(reason in text for text in found if text)
 
 
-@pytest.mark.parametrize("modules", ["rlalign", "rlalign.types", "rlalign.envs.sums", "rlalign.rewards.tasks"])
+@pytest.mark.parametrize(
+    "modules", ["rlalign", "rlalign.types", "rlalign.envs.sums", "rlalign.rewards.tasks", "rlalign.rewards.clinical"]
+)
 def test_reward_workers_need_not_wait_for_jax(modules):
     code = f"import sys, {modules}; sys.exit('jax' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
