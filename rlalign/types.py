@@ -172,11 +172,13 @@ class Rewards(NamedTuple):
       reward: f64[N]; NaN where invalid.
       valid: b[N], False where the reward function raised, hung, died or returned no finite number.
       reason: tuple of N strings, empty where valid.
+      terms: name -> f64[N], NaN where invalid, where the reward function returned its terms beside the total.
     """
 
     reward: np.ndarray
     valid: np.ndarray
     reason: tuple[str, ...]
+    terms: Mapping[str, np.ndarray] | None = None
 
 
 class TrainState(NamedTuple):

@@ -46,7 +46,7 @@ def fit(
     params: Params,
     prompts: Sequence[Prompt],
     eval_prompts: Sequence[Prompt],
-    reward: Callable[[Any, dict], float] | None = None,
+    reward: Callable[[Any, dict], Any] | None = None,
     decode: Callable[[list[int]], str] | None = None,
     algorithm: Algorithm | None = None,
     sampler: Sampler = sample,
@@ -62,7 +62,8 @@ def fit(
         config.keep_params=False the run uses the arrays up.
       prompts: to train on, each once an epoch; or several sets of them, mixed by weights (`mix`).
       eval_prompts: held out; evaluated with seeds of their own, before, between and after.
-      reward: (completion, example) -> number, a plain top-level function, run in killable worker processes. None where
+      reward: (completion, example) -> number, a plain top-level function, run in killable worker processes; or -> its
+        terms by name with their "total", which is the reward: term_NAME and eval_term_NAME of the metrics. None where
         a reward model is all there is: then no accuracy is counted, and no checkpoint is the best.
       decode: token ids -> text; None hands the ids to the reward.
       algorithm: in place of ALGORITHMS[config.algorithm].

@@ -17,11 +17,12 @@ from rlalign.algorithms import ALGORITHMS, NEEDS, Algorithm, try_out
 from rlalign.io.canary import Canary
 from rlalign.io.config import RunConfig
 from rlalign.io.mixture import entries_at_step, reward_by_set
+from rlalign.io.rollouts import rollout_metrics, term_means, term_metrics, terms_together
 from rlalign.io.session import Clock, RunAborted, Updates, in_rows, passes
 from rlalign.models.decoder import Decoder
 from rlalign.rewards import score
 from rlalign.rollout import sample
-from rlalign.train.batch import MAX_LOG_WEIGHT, make_batch
+from rlalign.train.batch import make_batch
 from rlalign.train.mesh import AnyMesh, row_shards
 from rlalign.train.optimizer import make_schedule
 from rlalign.train.score import Judge, make_scorer
@@ -97,6 +98,11 @@ class Runner:
                 fields["baseline"] = np.where(greedy.valid, greedy.reward, 0.0).astype(np.float32)
                 rewards = without_baseline(rewards, greedy, rollouts.prompt)
         self._check_rewards(rewards)
+        if "terms" in self.algorithm.needs and not rewards.terms and rewards.valid.any():
+            raise ValueError(
+                "this algorithm needs the terms of rewards by themselves: let the reward function return them by name, "
+                'such as {"accuracy": 1.0, "format": 0.5, "total": 10.5}'
+            )
         with clock("pack"):
             old_policy = functools.partial(self.score, state.params) if config.recompute_logp else None
             batch = self._pack(prompts, rollouts, rewards, fields=fields, old_policy=old_policy)
@@ -105,6 +111,7 @@ class Runner:
             state, metrics = passes(self.update, state, batch, epochs=config.epochs, minibatches=config.minibatches)
         seconds = sum(clock.seconds.values())
         metrics |= rollout_metrics(config, prompts, rollouts, rewards, batch)
+        metrics |= term_metrics(rewards, rollouts.prompt, len(prompts))
         if config.canary:
             metrics["alarms"] = self._watch(step, chosen, rollouts, batch, metrics)
         metrics |= reward_by_set(self.prompts, chosen[rollouts.prompt], rewards)
@@ -158,7 +165,7 @@ class Runner:
         count = len(rollouts.prompt)
         mine = score(self.guard, prompts, Rollouts(*(x[hosts.share(count)] for x in rollouts)))
         reward, valid = (hosts.together(x, count) for x in (mine.reward, mine.valid))
-        return Rewards(reward, valid, hosts.texts_together(mine.reason, count))
+        return Rewards(reward, valid, hosts.texts_together(mine.reason, count), terms_together(mine, count))
 
     def _pack(self, prompts, rollouts: Rollouts, rewards: Rewards, **given) -> Batch:
         """The batch in num_rows rows, or, where its samples share too little for that, in the next bucket of rows."""
@@ -190,8 +197,8 @@ class Runner:
     def evaluate(self, state: TrainState, step: int, samples: Path) -> dict[str, float]:
         """One answer to each held-out prompt, with the same keys at every evaluation.
 
-        eval_accuracy and eval_reward by the reward function, eval_judge a reward model's mean: where that rises and the
-        accuracy falls, the policy has learnt what fools the model.
+        eval_accuracy and eval_reward by the reward function, eval_term_NAME of its terms, eval_judge a reward model's
+        mean: where that rises and the accuracy falls, the policy has learnt what fools the model.
         """
         settings = dataclasses.replace(self.config.sampling, num_samples=1)
         rollouts = self.sample(
@@ -217,6 +224,7 @@ class Runner:
             right = rewards.valid & (np.nan_to_num(rewards.reward) >= self.config.success)
             reward = float(np.mean(rewards.reward[rewards.valid])) if rewards.valid.any() else float("nan")
             found |= {"eval_accuracy": float(right.mean()), "eval_reward": reward}
+            found |= {f"eval_term_{name}": mean for name, mean in term_means(rewards).items()}
         if hosts.first():
             self._show_samples(samples, step, rollouts, rewards)
         return found
@@ -234,38 +242,6 @@ class Runner:
                 if self.guard is not None:  # a judge's numbers have no right and wrong
                     row["reward"] = float(rewards.reward[n]) if rewards.valid[n] else None
                 file.write(json.dumps(row) + "\n")
-
-
-def rollout_metrics(config: RunConfig, prompts, rollouts: Rollouts, rewards: Rewards, batch: Batch) -> dict[str, float]:
-    """What a person watches of one rollout batch; shares in [0, 1], lengths and counts in tokens.
-
-    tokens_repeated counts every sample with its prompt, tokens_stored what the forest holds of them. With
-    recompute_logp, how far the sampler is from the trainer: importance_error, the largest |pi_trainer / pi_sampler - 1|
-    of a token, and sampler_kl, the mean of log pi_sampler - log pi_trainer.
-    """
-    valid, mask = rewards.valid, np.asarray(rollouts.mask)
-    reward = np.where(valid, np.nan_to_num(rewards.reward), 0.0)
-    length = mask.sum(axis=1)
-    prompt_length = np.array([len(np.asarray(p)) for p in prompts])
-    signal = np.zeros(len(prompts), bool)
-    pulls = np.asarray(batch.advantage) != 0
-    np.logical_or.at(signal, rollouts.prompt, pulls if pulls.ndim == 1 else pulls.any(axis=1))
-    count = max(int(valid.sum()), 1)
-    apart = {}
-    if config.recompute_logp and (live := np.asarray(batch.packed.mask)).any():
-        log_ratio = (np.asarray(batch.old_logp) - rollouts.behaviour_logp)[live].astype(np.float64)
-        error = np.abs(np.expm1(np.clip(log_ratio, None, MAX_LOG_WEIGHT))).max()
-        apart = {"importance_error": float(error), "sampler_kl": float(-log_ratio.mean())}
-    return apart | {
-        "reward": float(reward.sum() / count),
-        "accuracy": float((valid & (reward >= config.success)).sum() / count),
-        "invalid_rewards": int((~valid).sum()),
-        "groups_without_signal": int((~signal).sum()),
-        "response_length": float(length.mean()),
-        "truncated_share": float(np.mean(rollouts.stop == StopReason.MAX_TOKENS)),
-        "tokens_stored": int(np.sum(np.asarray(batch.packed.forest.visible_until) > 0)),
-        "tokens_repeated": int(np.sum(prompt_length[rollouts.prompt] + length)),
-    }
 
 
 def check_run(config: RunConfig, decoder: Decoder, prompts, eval_prompts, mesh: AnyMesh | None, sampler=sample) -> None:
@@ -327,7 +303,7 @@ def without_baseline(rewards: Rewards, greedy: Rewards, prompt: np.ndarray) -> R
     return rewards._replace(valid=rewards.valid & greedy.valid[prompt], reason=tuple(reason))
 
 
-FOUND = ("mask", "weight", "baseline")  # what `step` finds by itself
+FOUND = ("mask", "weight", "baseline", "terms")  # what `step` finds by itself
 
 
 def _one_reward(algorithm: Algorithm) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from rlalign.rewards.process import STRAY, WorkerLost, WorkerProcess, worker_setup
-from rlalign.rewards.worker import LOADED, describe
+from rlalign.rewards.worker import LOADED, TOTAL, describe
 from rlalign.types import Prompt, Rewards, Rollouts
 
 Decode = Callable[[list[int]], str]
@@ -38,7 +38,10 @@ class RewardGuard:
         with RewardGuard(exact, workers=4, time_limit=2.0) as guard:
             rewards = guard(["4", "5"], [{"answer": "4"}, {"answer": "4"}])     # reward [1, 0]
 
-    An item whose call hangs, raises, exits, crashes, runs out of memory, or returns anything but one finite number
+    A function may return its terms by name, {"accuracy": 1.0, "format": 0.5, "total": 10.5}: "total" is the reward, the
+    others are in Rewards.terms.
+
+    An item whose call hangs, raises, exits, crashes, runs out of memory, or returns anything but finite numbers
     becomes invalid, with a reason; all others keep their rewards. After a hang or a crash the worker is killed with
     every process it started, and replaced while the others go on. A call never raises because of what the function
     does; a hang costs one worker `time_limit` seconds. What a worker prints is dropped.
@@ -48,8 +51,9 @@ class RewardGuard:
     thread calls the guard. It may change its module's globals: each worker has its own. Not a security sandbox.
 
     Args:
-      function: `(completion: str | list[int], example: dict) -> float`, defined with def at the top level of a module
-        or script. A script must start its work under `if __name__ == "__main__":`, as workers execute it too.
+      function: `(completion: str | list[int], example: dict) -> float`, or terms by name, defined with def at the top
+        level of a module or script. A script must start its work under `if __name__ == "__main__":`, as workers execute
+        it too.
       workers: processes, > 0.
       time_limit: seconds of wall time a call may take, > 0, loading not counted.
       memory_limit_gib: GiB by which a worker's address space may grow after loading, and the size limit of a file
@@ -63,7 +67,7 @@ class RewardGuard:
 
     def __init__(
         self,
-        function: Callable[[Any, dict], float],
+        function: Callable[[Any, dict], Any],
         *,
         workers: int = 2,
         time_limit: float = 2.0,
@@ -249,6 +253,7 @@ class _Batch:
         self.left = len(completions)
         self._reward = np.full(len(completions), np.nan)
         self._reason = [""] * len(completions)
+        self._terms: dict[int, dict[str, float]] = {}
         texts: dict[int, str] = {}  # by identity: the samples of a prompt share their example
         for index, (completion, example) in enumerate(zip(completions, examples, strict=True)):
             if id(example) not in texts:
@@ -265,10 +270,13 @@ class _Batch:
         self.lines[index] = f"[{index}, {json.dumps(completion)}, {example}]\n".encode()
         self.pending.append(index)
 
-    def settle(self, index: int, value: float | None, reason: str) -> None:
+    def settle(self, index: int, value: float | dict[str, float] | None, reason: str) -> None:
         """Records the outcome of one item."""
         self._reason[index] = reason
-        if value is not None:
+        if isinstance(value, dict):
+            self._reward[index] = value.pop(TOTAL)
+            self._terms[index] = value
+        elif value is not None:
             self._reward[index] = value
         self.left -= 1
 
@@ -279,12 +287,29 @@ class _Batch:
 
     def rewards(self) -> Rewards:
         """The outcome of a finished batch."""
+        terms = self._named() if self._terms else None
         valid = np.array([not reason for reason in self._reason], dtype=bool)
-        return Rewards(reward=self._reward, valid=valid, reason=tuple(self._reason))
+        return Rewards(reward=self._reward, valid=valid, reason=tuple(self._reason), terms=terms)
+
+    def _named(self) -> dict[str, np.ndarray]:
+        """Columns of the terms; an item whose terms are not those of the first that has any becomes invalid."""
+        names = list(self._terms[min(self._terms)])
+        columns = {name: np.full(len(self._reason), np.nan) for name in names}
+        for index, reason in enumerate(self._reason):
+            own = self._terms.get(index, {})
+            if reason:
+                continue
+            if set(own) != set(names):
+                told = f"gave the terms {', '.join(own) or 'none'}, others {', '.join(names) or 'none'}"
+                self._reason[index], self._reward[index] = told, np.nan
+                continue
+            for name, value in own.items():
+                columns[name][index] = value
+        return columns
 
 
 def score(
-    reward: RewardGuard | Callable[[Any, dict], float],
+    reward: RewardGuard | Callable[[Any, dict], Any],
     prompts: Sequence[Prompt | np.ndarray | Sequence[int]],
     rollouts: Rollouts,
     *,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlalign.rewards.worker import LOADED
+from rlalign.rewards.worker import LOADED, TOTAL
 
 SCRIPT = str(Path(__file__).with_name("worker.py"))
 SCRIPT_MODULE = "__reward_script__"  # the name under which a worker executes the user's script
@@ -36,7 +36,7 @@ class Reply(NamedTuple):
     """One line from a worker: index -1 says that the function is loaded, or with a reason that it is not."""
 
     index: int
-    value: float | None
+    value: float | dict[str, float] | None
     reason: str
     retire: bool
 
@@ -178,9 +178,15 @@ class WorkerProcess:
 def _parse(line: bytes) -> Reply:
     try:
         index, value, reason, retire = json.loads(line)
-        return Reply(int(index), None if reason or index == LOADED else float(value), str(reason), bool(retire))
-    except (ValueError, TypeError):
+        return Reply(int(index), None if reason or index == LOADED else _value(value), str(reason), bool(retire))
+    except (ValueError, TypeError, KeyError):
         raise WorkerLost(STRAY) from None
+
+
+def _value(value: Any) -> float | dict[str, float]:
+    if not isinstance(value, dict):
+        return float(value)
+    return {name: float(term) for name, term in value.items()} | {TOTAL: float(value[TOTAL])}
 
 
 def _signal_name(number: int) -> str:

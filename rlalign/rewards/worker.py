@@ -7,6 +7,8 @@ the worker exchange JSON lines over one socket; nothing is ever unpickled, and t
     guard -> worker    [index, completion, example]                              one line an item
     worker -> guard    [index, value or null, reason, retire]                    one line an item; index -1: loaded
 
+A value is a number, or the object {"total": number, term: number, ...}.
+
 `retire` asks the guard for a fresh process: memory ran out, or too many processes were forked.
 """
 
@@ -23,6 +25,7 @@ import socket
 import sys
 
 LOADED = -1
+TOTAL = "total"  # of a reward's terms the reward
 MAX_REASON = 300  # characters of an exception's message
 MAX_FORKS = 64  # per item
 
@@ -118,16 +121,28 @@ def evaluate(function, completion, example):
     """Calls the reward function; returns (value, reason, retire), the value None where there is a reason."""
     try:
         result = function(completion, example)
-        numeric = hasattr(type(result), "__float__") or hasattr(type(result), "__index__")
-        if not numeric:
-            return None, f"returned {reprlib.repr(result)}, not a number", False
-        value = float(result)
+        value, reason = terms_of(result) if isinstance(result, dict) else number_of(result)
     # SystemExit and KeyboardInterrupt too: here they come from the function, and cost it its item only.
     except BaseException as error:  # noqa: BLE001
         return None, f"raised {describe(error, function)}", isinstance(error, MemoryError)
-    if not math.isfinite(value):
-        return None, f"returned {value}, which is not finite", False
-    return value, "", False
+    return value, reason, False
+
+
+def number_of(result):
+    """(a finite float, ""), or (None, what is wrong with it)."""
+    if not (hasattr(type(result), "__float__") or hasattr(type(result), "__index__")):
+        return None, f"returned {reprlib.repr(result)}, not a number"
+    value = float(result)
+    return (value, "") if math.isfinite(value) else (None, f"returned {value}, which is not finite")
+
+
+def terms_of(result):
+    """(name -> finite float, ""), or (None, what is wrong with it)."""
+    if TOTAL not in result or not all(isinstance(name, str) for name in result):
+        return None, f"returned {reprlib.repr(result)}, terms without {TOTAL!r} or with names that are no texts"
+    found = {name: number_of(value) for name, value in result.items()}
+    wrong = [f"{reason} ({name})" for name, (_, reason) in found.items() if reason]
+    return (None, wrong[0]) if wrong else ({name: value for name, (value, _) in found.items()}, "")
 
 
 def describe(error, function=None):

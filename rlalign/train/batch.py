@@ -56,7 +56,7 @@ def make_batch(
       old_policy: the same of the parameters that sampled, where the sampler's log-probs are not the trainer's (another
         engine, another precision): they become old_logp, and algorithm.correction weighs the difference.
       fields: the arrays that `algorithm.needs` (besides "mask" and "weight") and `algorithm.optional` name; "group"
-        replaces the prompt as the group of each sample.
+        replaces the prompt as the group of each sample. "terms" are by default those of `rewards`, in their order.
 
     Returns:
       Batch of N samples in the order of `rollouts`, with the weights of algorithm.correction: exactly 1 without top-k,
@@ -72,8 +72,9 @@ def make_batch(
     if values.shape != rollouts.prompt.shape:
         raise ValueError(f"{values.shape} rewards for {rollouts.prompt.shape} samples: one each")
     values = values.astype(jnp.result_type(float))
-    fields = _check_given(algorithm, fields or {}, len(values), len(prompts))
-    valid = np.isfinite(values) & (rewards.valid if isinstance(rewards, Rewards) else True) & _whole_terms(fields)
+    valid = np.isfinite(values) & (rewards.valid if isinstance(rewards, Rewards) else True)
+    fields = _check_given(algorithm, _terms(algorithm, rewards, valid) | dict(fields or {}), len(values), len(prompts))
+    valid &= _whole_terms(fields)
     packed = pack_rollouts(prompts, rollouts, valid, row_length=row_length, parts=parts, num_rows=num_rows)
     if algorithm.needs_reference and reference is None:
         raise ValueError("this algorithm compares with a reference: make_batch needs reference=, a scorer of it")
@@ -101,6 +102,16 @@ def make_batch(
     if algorithm.correction is not None:
         weight = np.asarray(_correction(algorithm)(old_logp, rollouts.behaviour_logp, packed.mask)[0])
     return Batch(packed, advantage=advantage, old_logp=old_logp, ref_logp=ref_logp, weight=weight)
+
+
+def _terms(algorithm: Algorithm, rewards: Rewards | np.ndarray, valid: np.ndarray) -> dict[str, Array]:
+    """The columns of the rewards' terms, in their order, where the algorithm takes them."""
+    named = rewards.terms if isinstance(rewards, Rewards) else None
+    if not named or "terms" not in (*algorithm.needs, *algorithm.optional):
+        return {}
+    return {
+        "terms": np.where(valid[:, None], np.stack(list(named.values()), axis=1), 0.0).astype(jnp.result_type(float))
+    }
 
 
 def _check_given(algorithm: Algorithm, fields: Mapping[str, Array], samples: int, groups: int) -> dict[str, np.ndarray]:

@@ -22,11 +22,12 @@ def share_right(completion: str, example: dict) -> float:
     return float(np.mean([a == b for a, b in zip(completion.ljust(3), example["answer"], strict=False)]))
 
 
-def share_right_but_for_9(completion: str, example: dict) -> float:
-    """The same, with none where the first digit is 9."""
+def share_right_but_for_9(completion: str, example: dict) -> dict[str, float]:
+    """The same as a term and its total, with none where the first digit is 9."""
     if completion.startswith("9"):
         raise ValueError("a reward that fails")
-    return share_right(completion, example)
+    share = share_right(completion, example)
+    return {"share": share, "total": share}
 
 
 def train(folder, mesh, *, steps: int, **changes) -> dict[str, np.ndarray]:

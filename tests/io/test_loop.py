@@ -55,6 +55,21 @@ def test_a_run_logs_evaluates_and_reports(tmp_path):
     assert best["step"] == result.best_step
 
 
+def test_terms_by_name_are_logged_and_normalised_by_themselves(tmp_path):
+    advantage = functools.partial(ra.ALGORITHMS["crpo_per_objective"].advantage, term_weight=(1.0, 1.0))
+    algorithm = dataclasses.replace(ra.ALGORITHMS["crpo_per_objective"], advantage=advantage)
+    settings = config(tmp_path / "terms", algorithm="crpo_per_objective", success=10.0)
+    result = run(settings, graders.by_terms, algorithm=algorithm)
+    rows = read_metrics(tmp_path / "terms" / "metrics.jsonl")
+    for row in rows[:-1]:
+        assert row["reward"] == pytest.approx(10 * row["term_even"] + row["term_first"])
+        assert row["accuracy"] == row["term_even"]
+        assert 0 < row["term_even_spread"] < 0.6
+    assert result.accuracy == {row["step"]: row["eval_term_even"] for row in rows if "eval_term_even" in row}
+    with pytest.raises(ValueError, match=r"needs the terms of rewards by themselves: let the reward function return"):
+        run(config(tmp_path / "plain", algorithm="crpo_per_objective"), algorithm=algorithm)
+
+
 def by_tokens(distort):
     """A judge that tells all answers apart, distorted."""
     weights = np.arange(1.0, 1.0 + sums.ANSWER_TOKENS)

@@ -65,9 +65,34 @@ def test_what_counts_as_a_number(one_guard, value):
     assert rewards.reward[0] == float(eval(value))
 
 
+def test_terms_come_by_name_beside_their_total(one_guard):
+    code = "value = {'right': 1, 'form': 0.5, 'total': 10.5}"
+    other = code.replace("1,", "True,").replace("10.5", "11")
+    rewards = one_guard([code, other], [{}] * 2)
+    assert rewards.reward.tolist() == [10.5, 11.0]
+    assert rewards.valid.all()
+    assert list(rewards.terms) == ["right", "form"]
+    assert {name: value.tolist() for name, value in rewards.terms.items()} == {"right": [1, 1], "form": [0.5, 0.5]}
+    assert one_guard(["value = 1"], [{}]).terms is None
+    assert one_guard(["value = {'total': 1}"], [{}]).terms == {}
+
+
+def test_terms_that_are_not_those_of_the_others_cost_their_item(one_guard):
+    codes = ["1 / 0", "value = {'a': 1, 'total': 1}", "value = 2", "value = {'b': 1, 'total': 3}"]
+    rewards = one_guard([*codes, "value = {'total': 4, 'a': 2}"], [{}] * 5)
+    assert rewards.valid.tolist() == [False, True, False, False, True]
+    assert rewards.reason[2:4] == ("gave the terms none, others a", "gave the terms b, others a")
+    np.testing.assert_array_equal(rewards.terms["a"], [np.nan, 1, np.nan, np.nan, 2])
+    np.testing.assert_array_equal(rewards.reward, [np.nan, 1, np.nan, np.nan, 4])
+
+
 # What costs an item
 
 FAILURES = {
+    "terms without a total": ("value = {'a': 1.0}", r"returned \{'a': 1\.0\}, terms without 'total' or with names .*"),
+    "a name that is no text": ("value = {1: 1.0, 'total': 1}", r"returned \{.*\}, terms without 'total' or .*"),
+    "a term that is nan": ("value = {'a': float('nan'), 'total': 1}", r"returned nan, which is not finite \(a\)"),
+    "a total that is no number": ("value = {'a': 1, 'total': None}", r"returned None, not a number \(total\)"),
     "raises": ("1 / 0", r"raised ZeroDivisionError: division by zero \(graders\.py:\d+\)"),
     "long message": ("raise ValueError('x\\n' * 10**6)", r"raised ValueError: (x ){149}x \(graders\.py:\d+\)"),
     "message that raises": (

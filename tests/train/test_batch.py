@@ -193,6 +193,23 @@ def test_a_term_that_is_not_finite_makes_its_row_invalid_and_is_named(caplog):
     assert batch.advantage[[3, 5]].all()
 
 
+def test_the_terms_of_named_rewards_are_taken_in_their_order():
+    terms = np.random.default_rng(0).normal(size=(9, 3))
+    valid = np.arange(9) != 4
+    terms[4] = np.nan
+    named = dict(zip(("accuracy", "reasoning", "consistency"), terms.T, strict=True))
+    rewards = Rewards(np.where(valid, REWARD, np.nan), valid, ("",) * 9, named)
+    algorithm, how = ALGORITHMS["crpo_per_objective"], {"row_length": 32, "reference": zeros}
+    batch = make_batch(algorithm, PROMPTS, rollouts(), rewards, **how)
+    fields = {"terms": np.where(valid[:, None], terms, 0)}
+    want = make_batch(algorithm, PROMPTS, rollouts(), rewards._replace(terms=None), fields=fields, **how)
+    np.testing.assert_array_equal(batch.advantage, want.advantage)
+    assert batch.advantage[[3, 5]].all()
+    other = make_batch(algorithm, PROMPTS, rollouts(), rewards, fields={"terms": fields["terms"][:, ::-1]}, **how)
+    assert (np.asarray(other.advantage) != np.asarray(batch.advantage)).any()
+    assert make_batch(ALGORITHMS["crpo"], PROMPTS, rollouts(), rewards, **how).advantage is not None
+
+
 @pytest.mark.parametrize("drop", [False, True])
 def test_groups_without_signal_stay_or_leave(drop):
     """The second group's rewards are all equal."""
