@@ -91,6 +91,7 @@ class CrpoMedqa:
       traces: the same records with a response, for the cold start.
       max_prompt, max_answer: tokens, of a folder's model.
       lora_rank: of the cold start; 0 trains all parameters.
+      fsdp: devices over which a folder's model lies.
       sweep: all methods and `seeds`.
       topology: devices that the paper's run is planned for (preset "paper" without a folder: nothing is run).
     """
@@ -118,6 +119,7 @@ class CrpoMedqa:
     max_prompt: int = 1024
     max_answer: int = 256
     lora_rank: int = 32
+    fsdp: int = 1
     sweep: bool = False
     seeds: int = 3
     folder: str = "runs/crpo-medqa"
@@ -143,7 +145,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prompts_per_step": 512,
         "num_samples": 5,
         "learning_rate": 1e-6,
-        "microbatches": 64,
+        "microbatches": 32,
         "max_answer": 4096,
         "folder": "runs/crpo-medqa-paper",
     },
@@ -163,6 +165,7 @@ class Setup(NamedTuple):
     max_answer: int
     row_length: int
     num_rows: int | None
+    mesh: Any = None
 
 
 def in_words(config: CrpoMedqa) -> Setup:
@@ -185,7 +188,9 @@ def in_folder(config: CrpoMedqa) -> Setup:
     encode = ra.chat_encoding(tokenizer) if tokenizer.inner.chat_template else ra.plain_encoding(tokenizer)
     read = read_medical_questions(config.questions, encode, form=config.form, max_tokens=config.max_prompt)
     print(read.summary(), file=sys.stderr)
-    decoder, params = ra.load_pretrained(config.folder_model)
+    mesh = ra.make_mesh(fsdp=config.fsdp) if config.fsdp > 1 else None
+    decoder, params = ra.load_pretrained(config.folder_model, mesh=mesh)
+    decoder = dataclasses.replace(decoder, config=dataclasses.replace(decoder.config, remat="full"))
     shown: Sequence[ra.Demonstration] = ()
     prompts = of_split(read, "train")
     if config.traces:
@@ -197,7 +202,7 @@ def in_folder(config: CrpoMedqa) -> Setup:
         shown = [trace for trace in traces if trace.prompt.text in known]
         prompts = of_split(read, "train", half=1)
     row = config.max_prompt + config.num_samples * config.max_answer
-    ends = (tokenizer.decode, tokenizer.eos_ids, config.max_answer, row, None)
+    ends = (tokenizer.decode, tokenizer.eos_ids, config.max_answer, row, None, mesh)
     return Setup(decoder, params, shown, prompts, of_split(read, "held-out"), *ends)
 
 
@@ -227,7 +232,8 @@ def cold_start(config: CrpoMedqa, setup: Setup) -> Any:
         checkpoint_every=steps,
         keep=1,
     )
-    trained = ra.fit_offline(run, decoder=decoder, params=params, examples=setup.demonstrations).state.params
+    how = {"examples": setup.demonstrations, "mesh": setup.mesh}
+    trained = ra.fit_offline(run, decoder=decoder, params=params, **how).state.params
     return ra.merge_lora(decoder, trained)[1] if decoder is not setup.decoder else trained
 
 
@@ -251,8 +257,10 @@ def reinforce(config: CrpoMedqa, setup: Setup, params: Any, folder: Path) -> Any
         eval_every=config.eval_every,
         eval_prompts=config.eval_prompts,
         success=success,
-        checkpoint_every=steps,
+        checkpoint_every=steps if not config.folder_model else min(steps, 20),
         keep=1,
+        reward_limit=10.0,
+        keep_params=not config.folder_model,
     )
     return ra.fit(
         run,
@@ -263,6 +271,7 @@ def reinforce(config: CrpoMedqa, setup: Setup, params: Any, folder: Path) -> Any
         reward=reward,
         decode=setup.decode,
         algorithm=dataclasses.replace(ra.ALGORITHMS[name], kl_coef=config.kl_coef),
+        mesh=setup.mesh,
     )
 
 
@@ -270,7 +279,7 @@ def measured(config: CrpoMedqa, setup: Setup, params: Any) -> dict[str, float]:
     """Held-out questions by the majority of several answers: what the paper reports."""
     asked = list(setup.held_out)[: config.eval_prompts]
     how = ra.SampleConfig(config.votes, setup.max_answer, eos_ids=setup.eos_ids)
-    answers = ra.sample(setup.decoder, params, asked, seed=1 << 21, step=0, config=how)
+    answers = ra.sample(setup.decoder, params, asked, seed=1 << 21, step=0, config=how, mesh=setup.mesh)
     said = [setup.decode(row[mask].tolist()) for row, mask in zip(answers.tokens, answers.mask, strict=True)]
     letters = [boxed_letter(text) for text in said]
     right = [prompt.example["answer"] for prompt in asked]

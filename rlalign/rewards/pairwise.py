@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rlalign import hosts
-from rlalign.rollout.endpoint import Engine, EngineError, choices
+from rlalign.rollout.endpoint import Engine, chat
 from rlalign.types import Prompt, Rollouts
 
 log = logging.getLogger(__name__)
@@ -63,23 +63,9 @@ class EndpointCompare:
         Raises:
           EngineError: no server, or no answer of it.
         """
-        body = {
-            "model": self.engine.model,
-            "messages": [
-                {"role": "system", "content": self.instruction},
-                {"role": "user", "content": QUESTION.format(prompt=prompt, a=a, b=b)},
-            ],
-            "temperature": 0.0,
-            "max_tokens": self.max_tokens,
-        }
-        given = choices(self.engine, "chat/completions", body, f"the comparison for {prompt!r:.60}")
-        try:
-            text = given[0]["message"]["content"] or ""  # null: the judge thought for all its tokens
-            found = VERDICT.findall(text)
-        except (IndexError, KeyError, TypeError) as error:
-            raise EngineError(
-                f"{self.engine.url}: the answer has no message ({type(error).__name__}: {error}): is this a chat model?"
-            ) from None
+        question = QUESTION.format(prompt=prompt, a=a, b=b)
+        told = f"the comparison for {prompt!r:.60}"
+        found = VERDICT.findall(chat(self.engine, self.instruction, question, max_tokens=self.max_tokens, what=told))
         return OUTCOME[found[-1]] if found else math.nan
 
 

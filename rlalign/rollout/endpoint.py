@@ -78,3 +78,30 @@ def choices(engine: Engine, path: str, body: dict, what: str) -> list[dict]:
             break
         time.sleep(2.0**attempt)
     raise EngineError(f"{url}, {what}, after {attempt + 1} tries: {why}")
+
+
+def chat(engine: Engine, instruction: str, text: str, *, max_tokens: int, what: str) -> str:
+    """What a chat model answers at temperature 0; "" where it thought for all its tokens.
+
+    Args:
+      engine: the server.
+      instruction: the system's message.
+      text: the user's.
+      max_tokens: of the answer.
+      what: named in errors.
+
+    Raises:
+      EngineError: as choices; an answer without a message.
+    """
+    messages = [{"role": "system", "content": instruction}, {"role": "user", "content": text}]
+    body = {"model": engine.model, "messages": messages, "temperature": 0.0, "max_tokens": max_tokens}
+    given = choices(engine, "chat/completions", body, what)
+    try:
+        said = given[0]["message"]["content"] or ""  # null: it thought for all its tokens
+        if not isinstance(said, str):
+            raise TypeError("its content is no text")
+        return said
+    except (IndexError, KeyError, TypeError) as error:
+        raise EngineError(
+            f"{engine.url}: the answer has no message ({type(error).__name__}: {error}): is this a chat model?"
+        ) from None

@@ -288,26 +288,31 @@ def test_the_page_says_what_is_done_once_an_iteration(capsys):
 PAPER = {
     "gsil": (["gsil_self_imitation.py"], "gsil_zephyr", "7.24 billion"),
     "gprs": (["gprs_reward_quality.py"], "gprs_tldr", "8.03 billion"),
+    "crpo": (["crpo_medqa.py"], "crpo_qwen2_5_3b", "3.09 billion"),
     "rule": (["gprs_reward_quality.py", "--reward", "rule"], "gprs_math", "7.62 billion"),
     "alfworld": (["gigpo_alfworld.py"], "gigpo_alfworld", "1.54 billion"),
     "webshop": (["gigpo_webshop.py"], "gigpo_webshop", "1.54 billion"),
 }
 
 
+LARGER = {"crpo": ("v5p:2x2x4", 16)}  # its answers of 4096 tokens are scored by the reference all at once
+
+
 @pytest.mark.parametrize("case", PAPER)
 def test_the_papers_preset_of_an_experiment_is_planned_and_not_run(case, tmp_path, monkeypatch, capsys):
     (script, *flags), plan, size = PAPER[case]
+    topology, devices = LARGER.get(case, ("v5p:2x2x2", 8))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "experiments")  # what some of them share
-    monkeypatch.setattr(sys, "argv", [script, "--preset", "paper", "--topology", "v5p:2x2x2", *flags])
+    monkeypatch.setattr(sys, "argv", [script, "--preset", "paper", "--topology", topology, *flags])
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(ROOT / "experiments" / script), run_name="__main__")
     assert left.value.code == 0
     page, command, line = capsys.readouterr().out.rstrip().rsplit("\n", 2)
     assert page.startswith(f"{size} parameters in bfloat16")
-    assert "v5p:2x2x2: 8 devices of 95.74 GiB; mesh data 1 x fsdp 8 x tensor 1" in page
+    assert f"{topology}: {devices} devices of 95.74 GiB; mesh data 1 x fsdp {devices} x tensor 1" in page
     file = PLANS / f"{plan}.toml"
-    assert command.endswith(f'make plan ARGS="{file} --topology v5p:2x2x2 --fsdp 8 --compile"')
-    planned = estimate(read_job(file, fsdp=8), parse_topology("v5p:2x2x2"))
+    assert command.endswith(f'make plan ARGS="{file} --topology {topology} --fsdp {devices} --compile"')
+    planned = estimate(read_job(file, fsdp=devices), parse_topology(topology))
     assert json.loads(line)["missing_gib"] == round(planned.missing, 3)
     assert not list(tmp_path.iterdir())
