@@ -412,6 +412,7 @@ def test_the_majority_by_counting(letters):
 
 def test_letters_are_counted():
     letters = [boxed_letter(text) for text in (r"\boxed{A}", r"\boxed{B}", "none", r"\boxed{ C }", r"\boxed{CD}")]
+    assert boxed_letter(r"\boxed{b}") is boxed_letter(r"\boxed{}") is None
     assert letters == ["A", "B", None, "C", None]
     found = letter_accuracy(letters, ["A", "C", "A", "C", "D"])
     assert found == LetterAccuracy(correct=2, valid=3, total=5)
