@@ -60,8 +60,9 @@ METHODS: dict[str, tuple[str, Callable[..., Any], float]] = {
     "grpo": ("grpo", accuracy_alone, 1.0),
 }
 TERMS = ("accuracy", "reasoning", "consistency")
-SHOWN = {"wrong": 0.6, "malformed": 0.4, "detached": 0.5, "foreign": 0.5}  # faults of the traces; see clinic.trace
-ROW = 384  # tokens a row of the forest
+SHOWN = {"wrong": 0.5, "malformed": 0.3, "detached": 0.5, "foreign": 0.3}  # faults of the traces; see clinic.trace
+ROW, WARM_ROW = 384, 128  # tokens a row of the forest
+EXAMPLE = 64  # tokens of a question of words and an answer, at most
 MODEL = ra.ModelConfig(
     vocab_size=clinic.VOCAB_SIZE,
     width=64,
@@ -99,14 +100,14 @@ class CrpoMedqa:
     method: Literal["crpo", "crpo_per_objective", "grpo"] = "crpo"
     seed: int = 0
     preset: Literal["smoke", "laptop", "paper"] = "laptop"
-    warm_steps: int = 300
+    warm_steps: int = 600
     warm_size: int = 64
     warm_rate: float = 3e-3
     steps: int = 80
     epochs: int = 0
     prompts_per_step: int = 16
     num_samples: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     kl_coef: float = 0.001
     microbatches: int = 1
     eval_every: int = 10
@@ -224,8 +225,8 @@ def cold_start(config: CrpoMedqa, setup: Setup) -> Any:
             schedule="cosine",
             total_steps=steps + 1,
         ),
-        row_length=setup.row_length,
-        num_rows=-(-6 * size // (5 * (setup.row_length // 62))) if small else None,
+        row_length=WARM_ROW if small else setup.row_length,
+        num_rows=-(-size // (WARM_ROW // EXAMPLE)) if small else None,
         epochs=steps * size / len(setup.demonstrations),
         seed=config.seed,
         eval_every=10 * steps,

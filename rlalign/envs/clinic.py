@@ -1,7 +1,7 @@
 """A small clinic in words: three findings, five diagnoses to choose from, and an answer in two sections.
 
-    a man of 40 has fever , cough and crackles . A: asthma B: pneumonia C: gout D: measles E: anemia
-    <dx> System 1 : fever and cough suggest pneumonia . System 2 : crackles fits pneumonia , not asthma . </dx>
+    a man of 40 has fever , cough and crackles . A: asthma B: pneumonia C: gout D: migraine E: anemia
+    <dx> System 1 : fever and cough suggest pneumonia B: . System 2 : crackles fits pneumonia B: , not asthma A: . </dx>
     <conclusion> fever with crackles means pneumonia </conclusion> \\boxed{B}
 
 On it a policy from scratch shows in minutes what CRPO's rewards do (rlalign.rewards.clinical). The table is written by
@@ -21,28 +21,19 @@ PAD, EOS = 0, 1
 LETTERS = "ABCDE"
 QUESTIONS = 4096
 DISEASES = {
-    "pneumonia": ("fever", "cough", "crackles", "dyspnea", "sputum"),
-    "asthma": ("wheezing", "cough", "dyspnea", "atopy", "tightness"),
-    "tuberculosis": ("fever", "cough", "hemoptysis", "sweats", "cachexia"),
-    "meningitis": ("fever", "headache", "stiffness", "photophobia", "purpura"),
-    "migraine": ("headache", "photophobia", "aura", "nausea", "vertigo"),
-    "measles": ("fever", "exanthem", "cough", "conjunctivitis", "enanthem"),
-    "gout": ("podagra", "tophi", "swelling", "erythema", "hyperuricemia"),
-    "arthritis": ("swelling", "stiffness", "nodules", "fatigue", "erosions"),
-    "anemia": ("pallor", "fatigue", "dyspnea", "koilonychia", "vertigo"),
-    "hypothyroidism": ("fatigue", "constipation", "bradycardia", "goiter", "dryness"),
-    "hyperthyroidism": ("tremor", "tachycardia", "goiter", "diarrhea", "exophthalmos"),
-    "diabetes": ("polyuria", "polydipsia", "fatigue", "neuropathy", "cachexia"),
-    "appendicitis": ("fever", "nausea", "guarding", "anorexia", "leukocytosis"),
-    "pancreatitis": ("nausea", "vomiting", "guarding", "lipasemia", "epigastralgia"),
-    "pyelonephritis": ("fever", "dysuria", "pyuria", "chills", "nausea"),
-    "cholecystitis": ("fever", "vomiting", "jaundice", "epigastralgia", "leukocytosis"),
-    "endocarditis": ("fever", "murmur", "splinters", "chills", "petechiae"),
-    "infarction": ("angina", "dyspnea", "diaphoresis", "nausea", "troponinemia"),
-    "embolism": ("dyspnea", "tachycardia", "hemoptysis", "swelling", "syncope"),
-    "cirrhosis": ("jaundice", "ascites", "spiders", "fatigue", "asterixis"),
+    "pneumonia": ("fever", "cough", "crackles", "sputum"),
+    "asthma": ("wheezing", "cough", "atopy", "tightness"),
+    "meningitis": ("fever", "headache", "stiffness", "purpura"),
+    "migraine": ("headache", "photophobia", "aura", "nausea"),
+    "gout": ("podagra", "tophi", "swelling", "erythema"),
+    "anemia": ("pallor", "fatigue", "dyspnea", "vertigo"),
+    "hypothyroidism": ("fatigue", "goiter", "bradycardia", "dryness"),
+    "appendicitis": ("nausea", "guarding", "anorexia", "leukocytosis"),
+    "pyelonephritis": ("fever", "dysuria", "pyuria", "chills"),
+    "cirrhosis": ("jaundice", "ascites", "spiders", "asterixis"),
 }
-PERSONS = ("man", "woman", "boy", "girl")
+AGES = ("20", "40", "60", "80")
+PERSONS = ("man", "woman")
 FOREIGN = ("→", "因此", "≈")  # what CRPO's third term counts as not effective
 BOXES = tuple(f"\\boxed{{{letter}}}" for letter in LETTERS)
 _SAID = "a of has and , . : suggest fits not with means the answer is clear now System"
@@ -52,7 +43,7 @@ WORDS = tuple(
         [
             *_SAID.split(),
             *_TAGS,
-            *map(str, range(1, 91)),
+            *("1", "2", *AGES),
             *PERSONS,
             *DISEASES,
             *(finding for findings in DISEASES.values() for finding in findings),
@@ -64,7 +55,7 @@ WORDS = tuple(
 )
 _IDS = {word: number for number, word in enumerate(WORDS, start=EOS + 1)}
 VOCAB_SIZE = len(WORDS) + EOS + 1
-ANSWER_TOKENS = 40
+ANSWER_TOKENS = 42
 
 
 def encode(text: str) -> np.ndarray:
@@ -104,10 +95,10 @@ def problem(number: int) -> Prompt:
     findings = rng.permutation(DISEASES[disease])[:3].tolist()
     others = [name for name in names if name != disease and len({*DISEASES[name]} & {*findings}) < 3]
     near = [name for name in others if {*DISEASES[name]} & {*findings}]
-    chosen = rng.permutation(near)[:2].tolist()
+    chosen = rng.permutation(near)[:2].tolist() if near else []
     chosen += rng.permutation([name for name in others if name not in chosen])[: 4 - len(chosen)].tolist()
     options = dict(zip(LETTERS, rng.permutation([disease, *chosen]).tolist(), strict=True))
-    person, age = PERSONS[rng.integers(len(PERSONS))], int(rng.integers(1, 91))
+    person, age = PERSONS[rng.integers(len(PERSONS))], AGES[rng.integers(len(AGES))]
     question = f"a {person} of {age} has {findings[0]} , {findings[1]} and {findings[2]} ."
     text = f"{question} {' '.join(f'{letter}: {name}' for letter, name in options.items())}"
     answer = next(letter for letter, name in options.items() if name == disease)
@@ -125,7 +116,8 @@ def written(problem: Prompt, letter: str, *, against: str) -> str:
     name, other = options[letter], options[against]
     first, second, third = _findings(problem)
     return (
-        f"<dx> System 1 : {first} and {second} suggest {name} . System 2 : {third} fits {name} , not {other} . </dx> "
+        f"<dx> System 1 : {first} and {second} suggest {name} {letter}: . "
+        f"System 2 : {third} fits {name} {letter}: , not {other} {against}: . </dx> "
         f"<conclusion> {first} with {third} means {name} </conclusion> \\boxed{{{letter}}}"
     )
 

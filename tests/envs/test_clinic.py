@@ -35,13 +35,13 @@ def test_answers_favour_no_letter_and_no_disease():
     letters = collections.Counter(one.example["answer"] for one in every)
     diseases = collections.Counter(one.example["options"][one.example["answer"]] for one in every)
     assert all(0.16 < letters[letter] / len(every) < 0.24 for letter in LETTERS)
-    assert all(0.03 < diseases[name] / len(every) < 0.08 for name in DISEASES)
+    assert all(0.08 < diseases[name] / len(every) < 0.12 for name in DISEASES)
 
 
 def test_splits_share_no_question():
     train, held_out = ({one.text for one in problems(split)} for split in ("train", "held-out"))
     assert not train & held_out
-    assert len(train) + len(held_out) > 0.98 * clinic.QUESTIONS
+    assert len(train) + len(held_out) > 0.9 * clinic.QUESTIONS
     assert {one.text for one in problems("policy")} < train
 
 

@@ -125,10 +125,9 @@ def _think_and_answer(text: str) -> tuple[str, str | None]:
     """What the tags hold; no answer where they are not all of the text."""
     begin, end = "<think>", "</answer>"
     found = ANSWER_TAG.search(text, len(begin))
-    stop = len(text) - len(end)
-    if not (text.startswith(begin) and text.endswith(end) and found and found.end() <= stop):
+    if not (text.startswith(begin) and text.endswith(end) and found):
         return "", None
-    return text[len(begin) : found.start()], text[found.end() : stop]
+    return text[len(begin) : found.start()], text[found.end() : -len(end)]
 
 
 def _box_and_more(said: str) -> bool:
