@@ -23,7 +23,16 @@ CORE = (  # the pure maths, module by module
     *("algorithms", "algorithms.algorithm", "algorithms.registry", "algorithms.parity", "algorithms.page"),
 )
 
-DOCTESTED = ("envs.sums", "envs.house", "envs.shop", "envs.words", "envs.prompting", "io.mixture", "io.experiment")
+DOCTESTED = (
+    "envs.sums",
+    "envs.clinic",
+    "envs.house",
+    "envs.shop",
+    "envs.words",
+    "envs.prompting",
+    "io.mixture",
+    "io.experiment",
+)
 
 # Arrows point to a lower tier. Among models, rollout and train, see ALLOWED.
 TIERS = [
