@@ -368,6 +368,7 @@ def test_evidence():
     assert say("tall, of pulse 110")["citation"] == 3 / 7
     assert say("80 mg and 7 years")["citation"] == 2 / 7  # years is a word of its own
     assert say("80 and 7")["citation"] == 2 / 7
+    assert say("120 mg")["citation"] == 1 / 7  # the question gives it no unit
     assert say("80, 81, 82 mg, 7")["unsupported"] == 0.5
     assert say("System 1: 80. System 2: none")["unsupported"] == 0.0
     assert say("no number at all") == {"citation": 0.0, "unsupported": 0.0, "coverage": 0.0}
