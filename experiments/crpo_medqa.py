@@ -61,8 +61,8 @@ METHODS: dict[str, tuple[str, Callable[..., Any], float]] = {
 }
 TERMS = ("accuracy", "reasoning", "consistency")
 SHOWN = {"wrong": 0.5, "malformed": 0.3, "detached": 0.5, "foreign": 0.3}  # faults of the traces; see clinic.trace
-ROW, WARM_ROW = 384, 128  # tokens a row of the forest
-EXAMPLE = 64  # tokens of a question of words and an answer, at most
+ROW, WARM_ROW = 384, 112  # tokens a row of the forest
+EXAMPLE = 56  # tokens of a question of words and an answer, at most
 MODEL = ra.ModelConfig(
     vocab_size=clinic.VOCAB_SIZE,
     width=64,
@@ -100,7 +100,7 @@ class CrpoMedqa:
     method: Literal["crpo", "crpo_per_objective", "grpo"] = "crpo"
     seed: int = 0
     preset: Literal["smoke", "laptop", "paper"] = "laptop"
-    warm_steps: int = 600
+    warm_steps: int = 400
     warm_size: int = 64
     warm_rate: float = 3e-3
     steps: int = 80

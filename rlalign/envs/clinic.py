@@ -1,8 +1,10 @@
 """A small clinic in words: three findings, five diagnoses to choose from, and an answer in two sections.
 
-    a man of 40 has fever , cough and crackles . A: asthma B: pneumonia C: gout D: migraine E: anemia
-    <dx> System 1 : fever and cough suggest pneumonia B: . System 2 : crackles fits pneumonia B: , not asthma A: . </dx>
-    <conclusion> fever with crackles means pneumonia </conclusion> \\boxed{B}
+    a man of 40 has fever , cough and crackles . A:asthma B:pneumonia C:gout D:migraine E:anemia
+    <dx> System 1 : fever and cough suggest B:pneumonia . System 2 : crackles fits B:pneumonia , not A:asthma . </dx>
+    <conclusion> fever with crackles means B:pneumonia </conclusion> \\boxed{B}
+
+A letter and its diagnosis are one word: which option has the findings is then all that a policy has to find out.
 
 On it a policy from scratch shows in minutes what CRPO's rewards do (rlalign.rewards.clinical). The table is written by
 hand, for this purpose and from common knowledge: no source of medical facts, and not for diagnosis or treatment.
@@ -45,9 +47,8 @@ WORDS = tuple(
             *_TAGS,
             *("1", "2", *AGES),
             *PERSONS,
-            *DISEASES,
             *(finding for findings in DISEASES.values() for finding in findings),
-            *(f"{letter}:" for letter in LETTERS),
+            *(f"{letter}:{name}" for letter in LETTERS for name in DISEASES),
             *BOXES,
             *FOREIGN,
         ]
@@ -55,7 +56,7 @@ WORDS = tuple(
 )
 _IDS = {word: number for number, word in enumerate(WORDS, start=EOS + 1)}
 VOCAB_SIZE = len(WORDS) + EOS + 1
-ANSWER_TOKENS = 42
+ANSWER_TOKENS = 40
 
 
 def encode(text: str) -> np.ndarray:
@@ -100,7 +101,7 @@ def problem(number: int) -> Prompt:
     options = dict(zip(LETTERS, rng.permutation([disease, *chosen]).tolist(), strict=True))
     person, age = PERSONS[rng.integers(len(PERSONS))], AGES[rng.integers(len(AGES))]
     question = f"a {person} of {age} has {findings[0]} , {findings[1]} and {findings[2]} ."
-    text = f"{question} {' '.join(f'{letter}: {name}' for letter, name in options.items())}"
+    text = f"{question} {' '.join(f'{letter}:{name}' for letter, name in options.items())}"
     answer = next(letter for letter, name in options.items() if name == disease)
     return Prompt(number, encode(text), text, {"question": question, "options": options, "answer": answer})
 
@@ -113,11 +114,10 @@ def written(problem: Prompt, letter: str, *, against: str) -> str:
       letter, against: of its options.
     """
     options = problem.example["options"]
-    name, other = options[letter], options[against]
+    name, other = (f"{one}:{options[one]}" for one in (letter, against))
     first, second, third = _findings(problem)
     return (
-        f"<dx> System 1 : {first} and {second} suggest {name} {letter}: . "
-        f"System 2 : {third} fits {name} {letter}: , not {other} {against}: . </dx> "
+        f"<dx> System 1 : {first} and {second} suggest {name} . System 2 : {third} fits {name} , not {other} . </dx> "
         f"<conclusion> {first} with {third} means {name} </conclusion> \\boxed{{{letter}}}"
     )
 
@@ -142,7 +142,7 @@ def trace(
     text = written(problem, letter, against=against)
     if rng.random() < detached:
         first, second, _ = _findings(problem)
-        copy = f"{first} and {second} suggest {problem.example['options'][letter]}"
+        copy = f"{first} and {second} suggest {letter}:{problem.example['options'][letter]}"
         told = copy if rng.random() < 0.5 else "the answer is clear now"
         text = re.sub("<conclusion>.*</conclusion>", f"<conclusion> {told} </conclusion>", text)
     if rng.random() < malformed:
