@@ -100,7 +100,7 @@ class CrpoMedqa:
     method: Literal["crpo", "crpo_per_objective", "grpo"] = "crpo"
     seed: int = 0
     preset: Literal["smoke", "laptop", "paper"] = "laptop"
-    warm_steps: int = 400
+    warm_steps: int = 250
     warm_size: int = 64
     warm_rate: float = 3e-3
     steps: int = 80

@@ -1,14 +1,13 @@
 """A small clinic in words: three findings, five diagnoses to choose from, and an answer in two sections.
 
-    a man of 40 has fever , cough and crackles . A:asthma B:pneumonia C:gout D:migraine E:anemia
-    <dx> System 1 : fever and cough suggest B:pneumonia . System 2 : crackles fits B:pneumonia , not A:asthma . </dx>
-    <conclusion> fever with crackles means B:pneumonia </conclusion> \\boxed{B}
+    a man of 40 has fever , cough and crackles . A:pneumonia B:asthma C:meningitis D:migraine E:pyelonephritis
+    <dx> System 1 : fever and cough suggest A:pneumonia . System 2 : crackles fits A:pneumonia , not B:asthma . </dx>
+    <conclusion> fever with crackles means A:pneumonia </conclusion> \\boxed{A}
 
-A letter and its diagnosis are one word: which option has the findings is then all that a policy has to find out.
-
-On it a policy from scratch shows in minutes what CRPO's rewards do (rlalign.rewards.clinical). The table is written by
-hand, for this purpose and from common knowledge: no source of medical facts, and not for diagnosis or treatment.
-Questions are drawn by their number; a tenth of them is held out by a hash of the text, whatever the seed.
+On it a policy from scratch shows in minutes what CRPO's rewards do (rlalign.rewards.clinical). There are two sheets of
+options, each always in the same order, so that to know the diagnosis is to know its letter: tiny policies take long to
+learn to look one up. The table is written by hand, for this purpose and from common knowledge: no source of medical
+facts, and not for diagnosis or treatment. A tenth of the questions is held out by a hash of the text.
 """
 
 import functools
@@ -22,18 +21,23 @@ from rlalign.types import Demonstration, Encoding, Prompt
 PAD, EOS = 0, 1
 LETTERS = "ABCDE"
 QUESTIONS = 4096
-DISEASES = {
-    "pneumonia": ("fever", "cough", "crackles", "sputum"),
-    "asthma": ("wheezing", "cough", "atopy", "tightness"),
-    "meningitis": ("fever", "headache", "stiffness", "purpura"),
-    "migraine": ("headache", "photophobia", "aura", "nausea"),
-    "gout": ("podagra", "tophi", "swelling", "erythema"),
-    "anemia": ("pallor", "fatigue", "dyspnea", "vertigo"),
-    "hypothyroidism": ("fatigue", "goiter", "bradycardia", "dryness"),
-    "appendicitis": ("nausea", "guarding", "anorexia", "leukocytosis"),
-    "pyelonephritis": ("fever", "dysuria", "pyuria", "chills"),
-    "cirrhosis": ("jaundice", "ascites", "spiders", "asterixis"),
-}
+SHEETS = (
+    {
+        "pneumonia": ("fever", "cough", "crackles", "sputum", "dullness"),
+        "asthma": ("wheezing", "cough", "atopy", "tightness", "dyspnea"),
+        "meningitis": ("fever", "headache", "stiffness", "purpura", "photophobia"),
+        "migraine": ("headache", "photophobia", "aura", "nausea", "vertigo"),
+        "pyelonephritis": ("fever", "dysuria", "pyuria", "chills", "nausea"),
+    },
+    {
+        "gout": ("podagra", "tophi", "swelling", "erythema", "nephrolithiasis"),
+        "anemia": ("pallor", "fatigue", "dyspnea", "vertigo", "koilonychia"),
+        "hypothyroidism": ("fatigue", "goiter", "bradycardia", "dryness", "constipation"),
+        "appendicitis": ("nausea", "guarding", "anorexia", "leukocytosis", "fever"),
+        "cirrhosis": ("jaundice", "ascites", "spiders", "asterixis", "fatigue"),
+    },
+)
+DISEASES = {name: findings for sheet in SHEETS for name, findings in sheet.items()}
 AGES = ("20", "40", "60", "80")
 PERSONS = ("man", "woman")
 FOREIGN = ("→", "因此", "≈")  # what CRPO's third term counts as not effective
@@ -48,7 +52,7 @@ WORDS = tuple(
             *("1", "2", *AGES),
             *PERSONS,
             *(finding for findings in DISEASES.values() for finding in findings),
-            *(f"{letter}:{name}" for letter in LETTERS for name in DISEASES),
+            *(f"{letter}:{name}" for sheet in SHEETS for letter, name in zip(LETTERS, sheet, strict=True)),
             *BOXES,
             *FOREIGN,
         ]
@@ -84,25 +88,20 @@ def problems(split: str) -> tuple[Prompt, ...]:
     >>> problem.example["options"][problem.example["answer"]] in DISEASES
     True
     """
-    made = (problem(number) for number in range(QUESTIONS))
-    return tuple(one for one in made if verified.in_split(one.text, split))
+    made = {one.text: one for one in map(problem, range(QUESTIONS))}
+    return tuple(one for one in made.values() if verified.in_split(one.text, split))
 
 
 def problem(number: int) -> Prompt:
-    """The question of a number: three findings of a disease, which no other option has as many of."""
+    """The question of a number: three findings of a disease, all of which no other option has."""
     rng = np.random.default_rng((2512, number))
-    names = list(DISEASES)
-    disease = names[rng.integers(len(names))]
-    findings = rng.permutation(DISEASES[disease])[:3].tolist()
-    others = [name for name in names if name != disease and len({*DISEASES[name]} & {*findings}) < 3]
-    near = [name for name in others if {*DISEASES[name]} & {*findings}]
-    chosen = rng.permutation(near)[:2].tolist() if near else []
-    chosen += rng.permutation([name for name in others if name not in chosen])[: 4 - len(chosen)].tolist()
-    options = dict(zip(LETTERS, rng.permutation([disease, *chosen]).tolist(), strict=True))
+    sheet = SHEETS[rng.integers(len(SHEETS))]
+    options = dict(zip(LETTERS, sheet, strict=True))
+    answer = LETTERS[rng.integers(len(LETTERS))]
+    findings = rng.permutation(sheet[options[answer]])[:3].tolist()
     person, age = PERSONS[rng.integers(len(PERSONS))], AGES[rng.integers(len(AGES))]
     question = f"a {person} of {age} has {findings[0]} , {findings[1]} and {findings[2]} ."
     text = f"{question} {' '.join(f'{letter}:{name}' for letter, name in options.items())}"
-    answer = next(letter for letter, name in options.items() if name == disease)
     return Prompt(number, encode(text), text, {"question": question, "options": options, "answer": answer})
 
 
