@@ -23,6 +23,10 @@ and is measured on questions that are in none of this, by the accuracy of single
 Metrics have each term's mean, and its spread within groups: where all answers of a group are right, the spread of the
 small terms is all that CRPO's normalisation leaves, and it is blown up to full size.
 
+Measured so far, crpo with a seed that no result has (100), on two shared AMD EPYC cores (jax 0.10.2): in 50 steps of
+RL held-out accuracy went from 27 to 56 %, the reasoning term from 0.79 to 0.93 and effective characters from 98.9 to
+99.6 %. The defaults have 100 steps; the other methods and seeds are to be run.
+
 The paper's setup is Qwen2.5-3B-Instruct: a cold start (SFT, LoRA of rank 32, learning rate 1e-4) on traces of half of
 MedQA, then RL on the other half for 20 epochs, 5 answers a question, 512 questions a step, learning rate 1e-6, KL .001,
 prompts of 1024 tokens and answers of 4096. Questions of a file are held out by a hash of their text, and halved by
@@ -103,7 +107,7 @@ class CrpoMedqa:
     warm_steps: int = 250
     warm_size: int = 64
     warm_rate: float = 3e-3
-    steps: int = 80
+    steps: int = 100
     epochs: int = 0
     prompts_per_step: int = 16
     num_samples: int = 8
