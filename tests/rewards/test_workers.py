@@ -146,7 +146,7 @@ def test_nothing_is_left_after_many_calls_and_a_close(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = set(workers_of(os.getpid()))
     descriptors = len(os.listdir("/proc/self/fd"))
-    with RewardGuard(graders.python, workers=2, time_limit=0.05) as guard:
+    with RewardGuard(graders.python, workers=2, time_limit=0.5) as guard:
         for call in range(1000):
             code = {100: "os._exit(1)", 200: "time.sleep(60)", 300: "1 / 0"}.get(call, f"value = {call}")
             rewards = guard([code], [{}])
