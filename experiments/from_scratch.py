@@ -4,21 +4,22 @@ small embedded world.
     noisy expert ─▶ imitation of every word, then of actions ─▶ episodes, rewards, GiGPO or what it is compared with
 
 A prompt is words: the task, steps taken, the last observations and actions, what is seen now and what can be done; an
-answer is an action. The policy sees in training only what the library's own pieces give: shown_by_expert, fit_offline,
-fit_agent.
+answer is an action.
 """
 
 import dataclasses
 import functools
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from one_loss import Name, objective
 
 import rlalign as ra
 from rlalign.envs.episodes import Episodes
@@ -27,17 +28,17 @@ from rlalign.envs.prompting import Form, Turn, bare, rebuilt
 from rlalign.envs.protocol import Observation
 from rlalign.envs.words import EOS, Words
 from rlalign.envs.worlds import Worlds
-from rlalign.io.agents import fit_agent
-from rlalign.io.comparison import comparison_svg, comparison_table, write_comparison
+from rlalign.io.agents import check_agent, fit_agent
+from rlalign.io.comparison import at_equal_cost, comparison_svg, comparison_table, write_comparison
 from rlalign.io.config import AgentConfig
 from rlalign.io.experiment import earlier_result, with_preset
 from rlalign.io.files import fingerprint, write_atomic
 from rlalign.io.metrics import read_metrics
 
 TRAIN, HELD_OUT = range(4096), range(1 << 20, (1 << 20) + 256)  # task seeds
+COST = "environment_steps"  # at equal numbers of which algorithms are compared
 BATCH = 64  # examples of a step of imitation
 STAGES: tuple[tuple[Literal["all", "action"], float], ...] = (("all", 3e-3), ("action", 2e-3))  # learning rates
-Name = Literal["gigpo", "grpo", "rloo", "hgpo"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ class World:
       vocabulary: all that it says.
       max_prompt, max_action: tokens.
       row: tokens of a row of the forest.
+      split: level -> (task seeds to train on, held-out ones).
     """
 
     name: str
@@ -62,10 +64,12 @@ class World:
     max_prompt: int
     max_action: int
     row: int
+    split: Callable[[int], tuple[Sequence[int], Sequence[int]]] = lambda level: (TRAIN, HELD_OUT)
 
     @functools.cached_property
     def words(self) -> Words:
-        return Words(sorted({*self.vocabulary, "did", "can", ";", *map(str, range(16))}))
+        longest = max(arguments["horizon"] for arguments in self.levels.values())
+        return Words(sorted({*self.vocabulary, "did", "can", ";", *map(str, range(longest + 1))}))
 
     def decoder(self) -> ra.Decoder:
         """0.2 million parameters."""
@@ -124,6 +128,17 @@ class Settings:
     algorithms: tuple[Name, ...] = ("gigpo", "grpo")
     folder: str = "runs/from-scratch"
 
+    def __post_init__(self):
+        for name, least in (("warm_tasks", 1), ("warm_steps", 4), ("steps", 2), ("seeds", 1), ("copies", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}, must be at least {least}")
+        if self.warm_tasks > len(TRAIN):
+            raise ValueError(f"warm_tasks={self.warm_tasks}, there are {len(TRAIN)} tasks to train on")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"noise={self.noise}, must lie in [0, 1]")
+        if not self.algorithms:
+            raise ValueError("algorithms is empty: give at least one to compare")
+
 
 PRESETS = {
     "smoke": {"warm_tasks": 16, "warm_steps": 4, "steps": 2, "tasks_per_step": 2, "copies": 2, "eval_every": 1},
@@ -137,7 +152,7 @@ def shown(past: Sequence[Turn], taken: int, observation: Observation) -> str:
     return f"{observation.task} {taken} ; {before} {observation.text} can {' ; '.join(observation.admissible)} did"
 
 
-def warm_policy(world: World, config: Settings, form: Form) -> ra.types.Params:
+def warm_policy(world: World, config: Settings, form: Form, tasks: Sequence[int]) -> ra.types.Params:
     """The policy after imitating the noisy expert: first every word of what it saw and did, then what it did alone."""
     decoder = world.decoder()
     policy = decoder.init(config.seed, deviation="fan_in")
@@ -146,7 +161,7 @@ def warm_policy(world: World, config: Settings, form: Form) -> ra.types.Params:
     steps = config.warm_steps // 2
     for learn, rate in STAGES:
         environment = world.make(**world.levels[config.level])
-        examples = shown_by_expert(environment, TRAIN[: config.warm_tasks], learn=learn, **how)
+        examples = shown_by_expert(environment, tasks[: config.warm_tasks], learn=learn, **how)
         run = ra.OfflineConfig(
             folder=f"{config.folder}/seed{config.seed}/warm-{learn}",
             algorithm="sft",
@@ -165,17 +180,8 @@ def warm_policy(world: World, config: Settings, form: Form) -> ra.types.Params:
     return policy
 
 
-def objective(config: Settings) -> ra.Algorithm:
-    """The algorithm with the scale and KL of this experiment."""
-    entry = dataclasses.replace(ra.ALGORITHMS[config.algorithm], kl_coef=config.kl_coef)
-    if config.algorithm in ("gigpo", "grpo"):
-        assert entry.advantage is not None
-        entry = dataclasses.replace(entry, advantage=functools.partial(entry.advantage, scale=config.scale))
-    return entry
-
-
-def run_config(world: World, config: Settings) -> AgentConfig:
-    """What fit_agent does in this experiment."""
+def run_config(world: World, config: Settings, held_out: int) -> AgentConfig:
+    """What fit_agent does in this experiment, with so many held-out tasks."""
     episodes = Episodes(
         copies=config.copies,
         max_steps=world.levels[config.level]["horizon"],
@@ -194,7 +200,7 @@ def run_config(world: World, config: Settings) -> AgentConfig:
         minibatches=config.minibatches,
         seed=config.seed,
         eval_every=config.eval_every,
-        eval_tasks=len(HELD_OUT) if config.preset != "smoke" else 4,
+        eval_tasks=held_out if config.preset != "smoke" else 4,
         checkpoint_every=config.steps,
         keep=1,
     )
@@ -202,24 +208,29 @@ def run_config(world: World, config: Settings) -> AgentConfig:
 
 def one_run(world: World, config: Settings) -> dict[str, Any]:
     """Warm up, then reinforce; what exists of it is taken from the folder."""
-    run = run_config(world, config)
+    if config.level not in world.levels:
+        raise ValueError(f"level={config.level}, {world.title} has {', '.join(map(str, world.levels))}")
+    tasks, held_out = world.split(config.level)
+    run = run_config(world, config, len(held_out))
+    algorithm = objective(config.algorithm, scale=config.scale, kl_coef=config.kl_coef)
+    room, arguments = max(config.tasks_per_step * config.copies, 64), world.levels[config.level]
+    check_agent(run, world.decoder(), algorithm, room, tasks, held_out, None)  # before minutes of imitation
     done = Path(run.folder, "result.json")
     if (found := earlier_result(done, config, ignore=("sweep", "seeds", "algorithms"))) is not None:
         return found
     form = rebuilt(world.words.encode, history=config.history, render=shown)
     begin, cpu = time.perf_counter(), time.process_time()
-    policy = warm_policy(world, config, form)
+    policy = warm_policy(world, config, form, tasks)
     warm = time.perf_counter() - begin
-    room, arguments = max(config.tasks_per_step * config.copies, 64), world.levels[config.level]
     with Worlds(world.make, copies=room, arguments=arguments) as worlds:
-        how = {"form": form, "parse": bare, "decode": world.words.decode, "algorithm": objective(config)}
+        how = {"form": form, "parse": bare, "decode": world.words.decode, "algorithm": algorithm}
         result = fit_agent(
             run,
             decoder=world.decoder(),
             params=policy,
             worlds=worlds,
-            tasks=TRAIN,
-            eval_tasks=HELD_OUT,
+            tasks=tasks,
+            eval_tasks=held_out,
             **how,
         )
     rows = read_metrics(Path(run.folder, "metrics.jsonl"))
@@ -232,7 +243,7 @@ def one_run(world: World, config: Settings) -> dict[str, Any]:
         "environment_steps": int(sum(row.get("environment_steps", 0) for row in rows)),
         "params_sha256": fingerprint(result.state.params),
         "seconds_warm_up": round(warm, 1),  # little where another run with this seed has warmed up before
-        "seconds": round(time.perf_counter() - begin, 1),
+        "seconds": round(time.perf_counter() - begin, 1),  # of the last part, where a run was continued
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
@@ -243,7 +254,7 @@ def one_run(world: World, config: Settings) -> dict[str, Any]:
 
 def sweep(world: World, config: Settings) -> dict[str, Any]:
     """All algorithms and seeds, compared at equal numbers of environment steps."""
-    results, cost = [], "environment_steps"
+    results = []
     for seed in range(config.seeds):
         for name in config.algorithms:
             results.append(one_run(world, dataclasses.replace(config, sweep=False, seed=seed, algorithm=name)))
@@ -251,16 +262,25 @@ def sweep(world: World, config: Settings) -> dict[str, Any]:
             print(f"seed {seed} {name}: {last['success_after']:.1%} in {last['seconds']} s", file=sys.stderr)
     folder, title = Path(config.folder), f"{world.title}, level {config.level}"
     curves = {name: [folder / f"seed{s}" / name for s in range(config.seeds)] for name in config.algorithms}
-    table = comparison_table({title: curves}, cost=cost)[title]
-    write_comparison(folder, world.title, {title: curves}, cost=cost)
-    write_atomic(folder / "curves.svg", comparison_svg(curves, f"{title}: held-out success", cost=cost))
-    found = {
-        "experiment": world.name,
-        "at_equal_environment_steps": {name: estimate._asdict() for name, estimate in table.items()},
-        "runs": results,
-    }
+    write_comparison(folder, world.title, {title: curves}, cost=COST)
+    write_atomic(folder / "curves.svg", comparison_svg(curves, f"{title}: held-out success", cost=COST))
+    found = {"experiment": world.name, **summary(curves), "runs": results}
     write_atomic(folder / "results.json", json.dumps(found, indent=1))
-    return {"experiment": world.name, "runs": len(results), "folder": config.folder, **found}
+    return found
+
+
+def summary(curves: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+    """Success at equal environment steps: means over seeds with their intervals, and curves."""
+    table = comparison_table({"": curves}, cost=COST)[""]
+    equal = at_equal_cost(curves, "eval_accuracy", COST)
+    steps = [round(row["step"]) for row in next(iter(equal.values()))[0]]
+    finite = lambda estimate: {k: round(v, 4) if math.isfinite(v) else None for k, v in estimate._asdict().items()}
+    mean = lambda seeds, i: round(sum(rows[i]["eval_accuracy"] for rows in seeds) / len(seeds), 4)
+    return {
+        "environment_steps_compared_at": steps[-1],
+        "success_at_equal_environment_steps": {name: finite(estimate) for name, estimate in table.items()},
+        "curves": {name: {step: mean(seeds, i) for i, step in enumerate(steps)} for name, seeds in equal.items()},
+    }
 
 
 def main(world: World, config: Settings) -> None:

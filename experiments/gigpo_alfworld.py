@@ -44,7 +44,7 @@ def main(config: GigpoAlfworld) -> dict:
     every = sorted({*games["train"], *games["held"]})  # task seeds are places in it
     tasks, held_out = ([i for i, game in enumerate(every) if game in games[split]] for split in ("train", "held"))
     data = {"ALFWORLD_DATA": os.environ["ALFWORLD_DATA"]} if "ALFWORLD_DATA" in os.environ else {}
-    how = {"arguments": {"games": every}, "environment": data, "reset_limit": 120.0}
+    how = {"arguments": {"games": every, "horizon": config.max_steps}, "environment": data, "reset_limit": 120.0}
     return reinforce("gigpo_alfworld", config, Alfworld, tasks=tasks, held_out=held_out, **how)
 
 

@@ -2,7 +2,6 @@
 of texts with the settings of GiGPO's paper (arXiv 2505.10978)."""
 
 import dataclasses
-import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jax
+from one_loss import Name, objective
 
 import rlalign as ra
 from rlalign.cli import plan_paper
@@ -28,13 +28,14 @@ class Settings:
       max_prompt, max_new_tokens: of a turn.
       minibatches: optimizer steps an iteration takes, at most.
       scale: of advantages: "std", or "none".
-      transcript: prompts are the episode so far, token by token, in place of the last two turns written anew.
+      transcript: prompts are the episode so far, token by token, in place of the last two turns written anew; give a
+        max_prompt for all of an episode, or it ends where it fills its prompt.
       workers: processes that the copies share.
       topology: devices that the paper's run is planned for.
     """
 
     model: str = ""
-    algorithm: Literal["gigpo", "grpo", "rloo", "hgpo"] = "gigpo"
+    algorithm: Name = "gigpo"
     preset: Literal["smoke", "paper", "run"] = "run"
     seed: int = 0
     steps: int = 150
@@ -58,15 +59,6 @@ PRESETS = {"run": {}, "smoke": SMOKE | {"eval_tasks": 2, "workers": 2}}
 T = TypeVar("T", bound=Settings)
 
 
-def objective(config: Settings) -> ra.Algorithm:
-    """The algorithm with the scale that was asked for."""
-    entry = ra.ALGORITHMS[config.algorithm]
-    if config.algorithm not in ("gigpo", "grpo"):
-        return entry
-    assert entry.advantage is not None
-    return dataclasses.replace(entry, advantage=functools.partial(entry.advantage, scale=config.scale))
-
-
 def run_config(config: Settings, eos_ids: tuple[int, ...], held_out: int) -> ra.AgentConfig:
     """What fit_agent does in these experiments."""
     return ra.AgentConfig(
@@ -80,7 +72,7 @@ def run_config(config: Settings, eos_ids: tuple[int, ...], held_out: int) -> ra.
             max_prompt=config.max_prompt,
             sampling=ra.SampleConfig(1, config.max_new_tokens, eos_ids=eos_ids),
         ),
-        optimizer=ra.OptimizerConfig(learning_rate=config.learning_rate),
+        optimizer=ra.OptimizerConfig(learning_rate=config.learning_rate, warmup_steps=min(10, config.steps // 2)),
         row_length=config.max_prompt + config.max_new_tokens,
         minibatches=config.minibatches,
         seed=config.seed,
@@ -128,7 +120,7 @@ def reinforce(
             form=form,
             parse=ra.tagged,
             decode=tokenizer.decode,
-            algorithm=objective(config),
+            algorithm=objective(config.algorithm, scale=config.scale),
             mesh=mesh,
         )
     return {
