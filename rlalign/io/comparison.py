@@ -33,19 +33,15 @@ def at_equal_cost(runs: Runs, metric: str, cost: str, *, points: int = 17) -> di
       name -> rows of each seed, {"step": the cost, metric: its value}: equal costs from 0 to the smallest total.
 
     Raises:
-      ValueError: a run that has less than two values of the metric, by its folder.
+      ValueError: a run that has less than two values of the metric, none before anything was spent, or a cost that is
+        no number above 0, by its folder; no runs.
     """
-    found: dict[str, list[tuple[list[float], list[float]]]] = {}
-    for name, folders in runs.items():
-        for folder in folders:
-            rows = read_metrics(Path(folder) / "metrics.jsonl")
-            spent = list(itertools.accumulate((row.get(cost) or 0 for row in rows), initial=0))
-            known = [
-                (before, row[metric]) for before, row in zip(spent, rows, strict=False) if row.get(metric) is not None
-            ]
-            if len(known) < 2:
-                raise ValueError(f"{folder}/metrics.jsonl has {len(known)} values of {metric!r}: a curve takes two")
-            found.setdefault(name, []).append(([x for x, _ in known], [y for _, y in known]))
+    found = {name: [_spent(folder, metric, cost) for folder in folders] for name, folders in runs.items()}
+    if not all(found.values()) or not found or points < 2:
+        raise ValueError(
+            f"{len(found)} runs with {[len(seeds) for seeds in found.values()]} seeds, {points} points: "
+            "give at least one run, a folder of each, and two points"
+        )
     grid = np.linspace(0, min(costs[-1] for seeds in found.values() for costs, _ in seeds), points)
     return {
         name: [
@@ -54,6 +50,21 @@ def at_equal_cost(runs: Runs, metric: str, cost: str, *, points: int = 17) -> di
         ]
         for name, seeds in found.items()
     }
+
+
+def _spent(folder: str | os.PathLike[str], metric: str, cost: str) -> tuple[list[float], list[float]]:
+    """(what had been spent, the metric then) of a run."""
+    path = Path(folder) / "metrics.jsonl"
+    rows = read_metrics(path)
+    costs = [row.get(cost) or 0 for row in rows[:-1]]  # the last row is what came of the last step
+    bad = [row["step"] for row, value in zip(rows, costs, strict=False) if not value > 0]
+    if bad:
+        raise ValueError(f"{path} has no {cost!r} above 0 in step {bad[0]}: curves at equal cost need it of every step")
+    spent = itertools.accumulate(costs, initial=0)
+    known = [(before, row[metric]) for before, row in zip(spent, rows, strict=True) if row.get(metric) is not None]
+    if len(known) < 2 or known[0][0] > 0:
+        raise ValueError(f"{path} has {len(known)} values of {metric!r}: a curve takes two, one before the first step")
+    return [x for x, _ in known], [y for _, y in known]
 
 
 def last_values(folders: Sequence[str | os.PathLike[str]], metric: str) -> list[float]:

@@ -73,3 +73,14 @@ def test_runs_are_compared_where_they_have_spent_as_much(tmp_path):
         assert text in page
     with pytest.raises(ValueError, match=r"one/metrics\.jsonl has 1 values of 'eval_accuracy': a curve takes two"):
         at_equal_cost({"a": [spending(tmp_path / "one", [0.5], [1])]}, "eval_accuracy", "actions")
+    with pytest.raises(ValueError, match=r"fast/metrics\.jsonl has no 'typo' above 0 in step 0: curves at equal cost"):
+        at_equal_cost({"a": [fast]}, "eval_accuracy", "typo")
+    gap = spending(tmp_path / "gap", [0.2, 0.6, 0.9], [200, None, None])
+    with pytest.raises(ValueError, match="no 'actions' above 0 in step 1"):
+        at_equal_cost({"a": [fast], "b": [gap]}, "eval_accuracy", "actions")
+    late = spending(tmp_path / "late", [None, 0.6, 0.9], [200, 40, None])
+    with pytest.raises(ValueError, match="2 values of 'eval_accuracy': a curve takes two, one before the first step"):
+        at_equal_cost({"a": [late]}, "eval_accuracy", "actions")
+    for runs in ({}, {"a": []}):
+        with pytest.raises(ValueError, match="give at least one run, a folder of each"):
+            at_equal_cost(runs, "eval_accuracy", "actions")
