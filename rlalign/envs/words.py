@@ -38,7 +38,10 @@ class Words:
 
     Args:
       vocabulary: all that texts can hold, such as house.VOCABULARY. An entry of several words is one token wherever
-        they come in a row; of those that begin alike the longest.
+        they come in a row: from the left, of those that begin alike the longest, though its rest may then be unknown.
+
+    Raises:
+      ValueError: an entry that is empty or comes twice.
 
     >>> words = Words(["go to", "go", "fridge", "1", "."])
     >>> words.encode("go to fridge 1.").tolist()
@@ -50,8 +53,11 @@ class Words:
     def __init__(self, vocabulary: Sequence[str]):
         self._words = [" ".join(words(entry.lower())) for entry in vocabulary]
         self._ids = {word: number for number, word in enumerate(self._words, start=EOS + 1)}
+        if isinstance(vocabulary, str) or "" in self._ids:
+            raise ValueError(f"the vocabulary {vocabulary!r:.80} must be a list of words, none of them empty")
         if len(self._ids) != len(self._words):
-            raise ValueError("the vocabulary holds a word twice: give each once")
+            twice = next(word for word in self._words if self._words.count(word) > 1)
+            raise ValueError(f"the vocabulary holds a word twice, {twice!r}: give each once")
         phrases = sorted((word for word in self._words if " " in word), key=len, reverse=True)
         self._piece = re.compile("|".join([*(rf"{re.escape(phrase)}(?= |$)" for phrase in phrases), r"\S+"]))
         self._known: dict[str, np.ndarray] = {}
@@ -73,6 +79,7 @@ class Words:
             if unknown := [piece for piece in pieces if piece not in self._ids]:
                 raise ValueError(f"{unknown[0]!r} in {text!r:.80} is not in the vocabulary of {len(self._words)} words")
             self._known[text] = np.array([self._ids[piece] for piece in pieces], np.int32)
+            self._known[text].flags.writeable = False  # it is given out again
         return self._known[text]
 
     def decode(self, ids: Iterable[int]) -> str:

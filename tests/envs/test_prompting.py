@@ -115,8 +115,13 @@ def test_phrases_are_tokens_where_they_are_whole():
     assert tokens("to go to go") == ["to", "go to", "go"]  # from the left
     text = "go to the shelf 1, shelf 12"
     assert words.decode(words.encode(text)) == text
-    with pytest.raises(ValueError, match="holds a word twice"):
+    with pytest.raises(ValueError, match="holds a word twice, 'go to'"):
         Words(["go to", "Go  to"])
+    for wrong in ("abc", ["a", " "]):
+        with pytest.raises(ValueError, match="must be a list of words, none of them empty"):
+            Words(wrong)
+    with pytest.raises(ValueError, match="read-only"):
+        words.encode("go")[0] = 3
 
 
 class Knowing(Corridor):
