@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def with_preset(flags: T, presets: Mapping[str, Mapping[str, Any]]) -> T:
-    """Flags with the values of their preset, where they still have their default: a flag that was given stays.
+    """Flags with the values of their preset, where they have their default: a flag that says something else stays.
 
     Args:
       flags: a dataclass whose field `preset` names one of `presets`.

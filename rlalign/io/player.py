@@ -160,7 +160,7 @@ def episode_metrics(episodes: Sequence[Episode], rows: Rows, batch: Batch) -> di
     """What a person watches of a batch of episodes, lost ones left out; shares in [0, 1], lengths and counts in tokens.
 
     accuracy is the share of episodes that were won; tokens_repeated counts every step with its whole prompt,
-    tokens_stored what the forest holds.
+    tokens_stored what the forest holds, those of lost episodes in both.
     """
     there = [episode for episode in episodes if not episode.end.lost]
     turns = [turn for episode in there for turn in episode.turns]
@@ -182,7 +182,8 @@ def episode_metrics(episodes: Sequence[Episode], rows: Rows, batch: Batch) -> di
         "response_length": mean(length),
         "truncated_share": mean(rows.rollouts.stop[live] == StopReason.MAX_TOKENS),
         "tokens_stored": int(np.sum(np.asarray(batch.packed.forest.visible_until) > 0)),
-        "tokens_repeated": sum(len(turn.prompt) for turn in turns) + int(length.sum()),
+        "tokens_repeated": sum(len(prompt.tokens) for prompt in rows.prompts[: rows.count])
+        + int(np.sum(rows.rollouts.mask)),
     }
 
 
