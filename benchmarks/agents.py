@@ -1,7 +1,7 @@
 """What an iteration of agents costs beside its groups: python benchmarks/agents.py
 
 A tiny policy plays House, 8 tasks in 8 copies, and learns from it; once by gigpo and once by grpo, each in a process of
-its own, so that peaks are theirs. `grouping_share` is that of finding anchor groups and computing GiGPO's advantages in
+its own, whose peak counts. `grouping_share` is that of finding anchor groups and computing GiGPO's advantages in
 the iteration; `peak_ratio` gigpo's peak memory over grpo's; `stored` tokens in the forest, over those of all
 steps with their whole prompts, for both forms of prompts. Prints one JSON line.
 """

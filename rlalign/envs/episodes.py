@@ -52,8 +52,8 @@ class Episodes:
 
     def __post_init__(self):
         for name in ("copies", "max_steps", "max_prompt"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be an int of at least 1, got {getattr(self, name)}")
         if self.sampling.num_samples != 1:
             raise ValueError(
                 f"sampling.num_samples={self.sampling.num_samples}: a step has one answer; copies={self.copies} is how "

@@ -301,7 +301,8 @@ def test_what_does_not_learn_from_episodes_is_refused():
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"copies": 0}, "copies must be at least 1, got 0"),
+        ({"copies": 0}, "copies must be an int of at least 1, got 0"),
+        ({"copies": 1.5}, "copies must be an int of at least 1, got 1.5"),
         ({"sampling": ra.SampleConfig(2, 2, eos_ids=(1,))}, "sampling.num_samples=2: a step has one answer; copies=4"),
         ({"penalty": -1.0}, "penalty must be >= 0, got -1.0"),
         ({"anchor": "place"}, "anchor must be 'state', 'observation' or 'history', got 'place'"),

@@ -1,4 +1,5 @@
-"""Whole iterations of fit_agent in real environments, with a tiny policy; make test-envs."""
+"""Whole iterations of fit_agent in real environments; make test-envs. The policy knows hashes of words and says the
+number of an action: what is tested is the machinery."""
 
 import importlib.util
 import shutil
@@ -91,7 +92,7 @@ def test_gigpo_in_alfworld_in_worker_processes(tmp_path):
     from rlalign.envs.alfworld import Alfworld
     from rlalign.envs.alfworld_games import generate_games
 
-    generate_games(tmp_path / "games", 3, seed=3)
+    generate_games(tmp_path / "games", 4, seed=3)
     arguments = {"games": str(tmp_path / "games"), "horizon": 5}
     with WorkerWorlds(Alfworld, copies=8, workers=2, arguments=arguments, step_limit=60.0) as worlds:
         check(*iterate(tmp_path / "run", worlds, (range(2), range(2, 4))))
