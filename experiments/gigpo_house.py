@@ -10,8 +10,7 @@ some tasks. Then it learns from success alone: 10 at the end of an episode that 
 out.
 
 On two cores (AMD EPYC, other work beside, jax 0.10.2) imitation took 101 to 133 s and what follows 308 to 395 s (374 to
-507 CPU seconds); over three seeds GiGPO went from 46.7 % of the held-out tasks to 88.7, 89.1 and 84.0 %, GRPO to 51.2,
-59.8 and 59.0 %: docs/gigpo_house.json.
+507 CPU seconds) for GiGPO; over three seeds it went from 46.7 % of the held-out tasks to 88.7, 89.1 and 84.0 %.
 
 Writes RUN/report.html and RUN/trajectories.html, with --sweep also FOLDER/index.html and results.json; the last line on
 stdout is JSON.
