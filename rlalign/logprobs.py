@@ -70,7 +70,7 @@ def token_logprobs(
         jnp.sum(alive),
         temperature=temperature,
         softcap=softcap,
-        allowed=None if allowed is None else (allowed[0], allowed[1].reshape(-1)[order]),
+        allowed=None if allowed is None else (allowed[0], jnp.asarray(allowed[1]).reshape(-1)[order]),
         chunk=chunk,
         axis_name=axis_name,
         vocab=vocab,

@@ -215,7 +215,7 @@ def target_logprobs(
     def whole_chunks(x):
         return jnp.pad(x.astype(jnp.int32), (0, -(-count // chunk) * chunk - x.size))
 
-    table, mask_row = (None, None) if allowed is None else (allowed[0], whole_chunks(allowed[1]))
+    table, mask_row = (None, None) if allowed is None else (jnp.asarray(allowed[0]), whole_chunks(allowed[1]))
     slots = _Slots(whole_chunks(parent), whole_chunks(target), mask_row, jnp.asarray(live, jnp.int32))
     options = Options(backend, chunk, float(temperature), softcap, axis_name, whole)
     scored: Any = _score(options, hidden, head, table, slots)  # custom_vjp hides its type
