@@ -20,6 +20,7 @@ from rlalign.hosts import fetch, put
 from rlalign.models.decoder import Decoder
 from rlalign.rollout.cache import Prefix, Suffix, attend_decode, attend_prefill, empty_prefix, empty_suffix
 from rlalign.rollout.config import SampleConfig
+from rlalign.rollout.strings import Allowed, check_fits, follow
 from rlalign.train.mesh import ROWS, AnyMesh, gather_embedding, gather_params, row_shards, shard_decoder
 from rlalign.types import Params, Prompt, Rollouts, StopReason, TokenForest
 
@@ -31,6 +32,7 @@ class _Progress(NamedTuple):
 
     step: jax.Array  # i32[], tokens written
     alive: jax.Array  # b[B, G]
+    state: jax.Array  # i32[B, G], of the strings that are allowed
     suffix: Suffix
     token: jax.Array
     mask: jax.Array
@@ -56,10 +58,14 @@ def truncated(logits: jax.Array, config: SampleConfig) -> jax.Array:
     return logits
 
 
-def _choose(config: SampleConfig, logits: jax.Array, keys: jax.Array, state: _Progress) -> _Progress:
+def _choose(
+    config: SampleConfig, allowed: Allowed | None, logits: jax.Array, keys: jax.Array, state: _Progress
+) -> _Progress:
     """Draw the token of column `step` from logits f[B, G, V] and write it with its log-probs."""
     wide = jnp.promote_types(logits.dtype, jnp.float32)
     logits = logits.astype(wide) / config.temperature
+    if allowed is not None:
+        logits = jnp.where(allowed.table[state.state], logits, -jnp.inf)
     logp = jax.nn.log_softmax(logits, axis=-1)
     if config.greedy:
         token, behaviour = jnp.argmax(logits, axis=-1), None
@@ -85,6 +91,7 @@ def _choose(config: SampleConfig, logits: jax.Array, keys: jax.Array, state: _Pr
     return state._replace(
         step=state.step + 1,
         alive=state.alive & ~ended,
+        state=state.state if allowed is None else follow(allowed, state.state, token),
         token=put(state.token, token),
         mask=put(state.mask, state.alive),
         logp=put(state.logp, at_token(logp)),
@@ -104,7 +111,7 @@ def _prefill(decoder: Decoder, params: Params, token: jax.Array, length: jax.Arr
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _generate(decoder, config, mesh, params, token, length, real, ids, seed, step) -> _Progress:
+def _generate(decoder, config, mesh, params, token, length, real, ids, seed, step, allowed) -> _Progress:
     """All responses to prompts i32[B, P]; rows with real False are padding and never start."""
     params = (gather_params if config.gather_weights else gather_embedding)(params, mesh)
     head, samples, size = decoder.head(params), config.num_samples, config.max_new_tokens
@@ -123,19 +130,22 @@ def _generate(decoder, config, mesh, params, token, length, real, ids, seed, ste
         logits = jnp.matmul(hidden, head, preferred_element_type=wide)
         return logits if c.logit_softcap is None else c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
 
+    shape = prompts, samples
+
     def empty(dtype):
-        return jnp.zeros((prompts, samples, size), dtype)
+        return jnp.zeros((*shape, size), dtype)
 
     state = _Progress(
         step=jnp.zeros((), jnp.int32),
-        alive=jnp.broadcast_to(real[:, None], (prompts, samples)),
+        alive=jnp.broadcast_to(real[:, None], shape),
+        state=jnp.broadcast_to((jnp.zeros_like(ids, jnp.int32) if allowed is None else allowed.start)[:, None], shape),
         suffix=empty_suffix(decoder.config, prompts, samples, size),
         token=empty(jnp.int32),
         mask=empty(bool),
         logp=empty(wide),
         behaviour_logp=empty(wide),
     )
-    first = jnp.broadcast_to(score(last)[:, None, :], (prompts, samples, head.shape[1]))
+    first = jnp.broadcast_to(score(last)[:, None, :], (*shape, head.shape[1]))
 
     def decode(state: _Progress) -> _Progress:
         newest = state.step - 1
@@ -143,12 +153,12 @@ def _generate(decoder, config, mesh, params, token, length, real, ids, seed, ste
         position = jnp.broadcast_to((length + newest)[:, None], previous.shape)
         attend = attend_decode(attention, c, prefix, length, newest)
         hidden, suffix = decoder.run(params, previous, position, attend, state.suffix)
-        return _choose(config, score(hidden), keys, state._replace(suffix=suffix))
+        return _choose(config, allowed, score(hidden), keys, state._replace(suffix=suffix))
 
     def unfinished(state: _Progress):
         return (state.step < size) & jnp.any(state.alive)
 
-    done = jax.lax.while_loop(unfinished, decode, _choose(config, first, keys, state))
+    done = jax.lax.while_loop(unfinished, decode, _choose(config, allowed, first, keys, state))
     return done._replace(suffix=None)  # nobody reads the cache again
 
 
@@ -203,7 +213,7 @@ def trace_sample(
     kinds = {(count, width): np.int32, (count,): np.int32}
     token, length = (jax.ShapeDtypeStruct(shape, kind, sharding=place) for shape, kind in kinds.items())
     real, ids = (jax.ShapeDtypeStruct((count,), kind, sharding=place) for kind in (np.bool_, np.uint32))
-    return _generate.trace(shard_decoder(decoder, mesh), config, mesh, params, token, length, real, ids, 0, 0)
+    return _generate.trace(shard_decoder(decoder, mesh), config, mesh, params, token, length, real, ids, 0, 0, None)
 
 
 def sample(
@@ -217,6 +227,7 @@ def sample(
     prompt_ids: Sequence[int] | None = None,
     mesh: Mesh | None = None,
     at_least: tuple[int, int] = (1, 1),
+    allowed: Allowed | None = None,
 ) -> Rollouts:
     """config.num_samples responses to each prompt.
 
@@ -230,12 +241,15 @@ def sample(
       mesh: prompts are cut over data and fsdp.
       at_least: (prompts, tokens of the longest) to compile for where there are fewer: calls of many sizes then share
         a program.
+      allowed: of allowed_strings, a start a prompt: each response is one of its prompt's strings, tokens are drawn from
+        the policy renormalised over what may follow, and so are logp and behaviour_logp.
 
     Returns:
       Rollouts of N = len(prompts) * num_samples NumPy rows, R = max_new_tokens.
 
     Raises:
-      ValueError: an empty prompt or a token outside the vocabulary, by its index.
+      ValueError: an empty prompt or a token outside the vocabulary, by its index; `allowed` of other prompts, another
+        vocabulary or without an end in config.eos_ids, or a string that max_new_tokens cuts.
     """
     tokens = check_prompts(prompts, decoder.config.vocab_size)
     if prompt_ids is None:
@@ -247,10 +261,17 @@ def sample(
     ids, real = np.zeros(count, np.uint32), np.arange(count) < len(tokens)
     for i, p in enumerate(tokens):
         token[i, : len(p)], length[i], ids[i] = p, len(p), int(prompt_ids[i]) % 2**32
+    if allowed is not None:
+        check_fits(allowed, len(tokens), decoder.config.vocab_size, config)
+        allowed = allowed._replace(start=np.pad(allowed.start, (0, count - len(tokens))))
     arrays = (token, length, real, ids)
     if mesh is not None:
-        arrays = tuple(put(x, NamedSharding(mesh, P(ROWS))) for x in arrays)
-    done = _generate(shard_decoder(decoder, mesh), config, mesh, params, *arrays, seed, step)
+        rows, everywhere = NamedSharding(mesh, P(ROWS)), NamedSharding(mesh, P())
+        arrays = tuple(put(x, rows) for x in arrays)
+        if allowed is not None:
+            places = Allowed(everywhere, everywhere, everywhere, rows)
+            allowed = Allowed(*(put(x, place) for x, place in zip(allowed, places, strict=True)))
+    done = _generate(shard_decoder(decoder, mesh), config, mesh, params, *arrays, seed, step, allowed)
     return _collect(fetch(done), len(tokens), config)
 
 
