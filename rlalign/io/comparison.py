@@ -83,18 +83,25 @@ def last_values(folders: Sequence[str | os.PathLike[str]], metric: str) -> list[
 
 
 def comparison_table(
-    groups: Mapping[str, Runs], metric: str = "eval_accuracy", *, cost: str | None = None
+    groups: Mapping[str, Runs], metric: str | Mapping[str, str] = "eval_accuracy", *, cost: str | None = None
 ) -> dict[str, dict[str, Estimate]]:
     """group -> name -> the mean over seeds of the metric's last value, with Student's 95% interval; with a `cost` its
-    value where all runs of the group had spent as much."""
+    value where all runs of the group had spent as much. A mapping gives each group a metric of its own."""
 
-    def values(runs: Runs) -> dict[str, list[float]]:
+    def values(runs: Runs, metric: str) -> dict[str, list[float]]:
         if cost is None:
             return {name: last_values(folders, metric) for name, folders in runs.items()}
         equal = at_equal_cost(runs, metric, cost, points=2)
         return {name: [rows[-1][metric] for rows in seeds] for name, seeds in equal.items()}
 
-    return {group: {name: interval(found) for name, found in values(runs).items()} for group, runs in groups.items()}
+    return {
+        group: {name: interval(found) for name, found in values(runs, _of(metric, group)).items()}
+        for group, runs in groups.items()
+    }
+
+
+def _of(each: str | Mapping[str, str], group: str) -> str:
+    return each if isinstance(each, str) else each[group]
 
 
 def write_comparison(
@@ -102,8 +109,8 @@ def write_comparison(
     title: str,
     groups: Mapping[str, Runs],
     *,
-    metric: str = "eval_accuracy",
-    unit: str = "%",
+    metric: str | Mapping[str, str] = "eval_accuracy",
+    unit: str | Mapping[str, str] = "%",
     note: str = "",
     cost: str | None = None,
 ) -> Path:
@@ -113,8 +120,8 @@ def write_comparison(
       folder: where index.html goes.
       title: of the page.
       groups: what is compared with each other: name of the group -> name of the run -> its folders, one a seed.
-      metric: of metrics.jsonl.
-      unit: "%" (values are shares), "s", "×" or "".
+      metric: of metrics.jsonl; a mapping gives each group its own.
+      unit: "%" (values are shares), "s", "×" or ""; or each group's.
       note: a sentence below the title.
       cost: what runs are compared at equal amounts of, where it is not steps; see at_equal_cost.
 
@@ -128,7 +135,8 @@ def write_comparison(
         raise ValueError("groups is empty: nothing to compare")
     curves = []
     for group, runs in groups.items():
-        curves.append(f"<figure>{comparison_svg(runs, group, metric=metric, unit=unit, cost=cost)}</figure>")
+        how = {"metric": _of(metric, group), "unit": _of(unit, group), "cost": cost}
+        curves.append(f"<figure>{comparison_svg(runs, group, **how)}</figure>")
     body = [
         f'<header><p class="eyebrow">rlalign comparison</p><h1>{html.escape(title)}</h1>'
         f'<p class="note">{html.escape(note)}</p></header>',
@@ -158,12 +166,12 @@ def shown(estimate: Estimate, unit: str) -> str:
     return f"{number(estimate.value, unit)} ± {number(half, unit).removesuffix('%')}"
 
 
-def _table(table: Mapping[str, Mapping[str, Estimate]], unit: str, cost: str | None) -> str:
+def _table(table: Mapping[str, Mapping[str, Estimate]], unit: str | Mapping[str, str], cost: str | None) -> str:
     names = list(dict.fromkeys(name for runs in table.values() for name in runs))
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     body = "".join(
         f'<tr><th scope="row">{html.escape(group)}</th>'
-        + "".join(f"<td>{shown(runs[name], unit) if name in runs else ''}</td>" for name in names)
+        + "".join(f"<td>{shown(runs[name], _of(unit, group)) if name in runs else ''}</td>" for name in names)
         + "</tr>"
         for group, runs in table.items()
     )

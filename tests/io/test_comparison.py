@@ -42,6 +42,17 @@ def test_one_seed_has_no_interval(groups):
     assert shown(comparison_table(groups)["bad"]["grpo"], "%") == "25.0%"
 
 
+def test_groups_may_have_metrics_and_units_of_their_own(tmp_path):
+    folder = run(tmp_path / "a", [0.1, 0.5])
+    runs = {"gprs": [folder]}
+    how = {"metric": {"right": "eval_accuracy", "cost": "loss"}, "unit": {"right": "%", "cost": ""}}
+    table = comparison_table({"right": runs, "cost": runs}, how["metric"])
+    assert (table["right"]["gprs"].value, table["cost"]["gprs"].value) == (0.5, 1.0)
+    page = write_comparison(tmp_path, "Sweep", {"right": runs, "cost": runs}, **how).read_text()
+    assert "<td>50.0%</td>" in page
+    assert "<td>1</td>" in page
+
+
 def test_a_run_without_the_metric_is_named(tmp_path):
     folder = run(tmp_path / "x", [None])
     with pytest.raises(ValueError, match=r"x/metrics\.jsonl has no value of 'eval_accuracy'"):
