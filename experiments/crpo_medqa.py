@@ -23,16 +23,18 @@ and is measured on questions that are in none of this, by the accuracy of single
 Metrics have each term's mean, and its spread within groups: where all answers of a group are right, the spread of the
 small terms is all that CRPO's normalisation leaves, and it is blown up to full size.
 
-Measured so far, crpo with a seed that no result has (100), on two shared AMD EPYC cores (jax 0.10.2): in 50 steps of
-RL held-out accuracy went from 27 to 56 %, the reasoning term from 0.79 to 0.93 and effective characters from 98.9 to
-99.6 %. The defaults have 100 steps; the other methods and seeds are to be run.
+Measured with --sweep, 3 seeds, on two AMD EPYC cores (jax 0.10.2), all nine runs and the imitation before them in 14
+minutes (docs/crpo_medqa.json): of single answers to held-out questions 32 % are right after imitation, and 75.8, 76.3
+and 76.0 % after crpo, crpo_per_objective and grpo; of majorities of five 87.6, 88.9 and 89.3 %. The reasoning term goes
+from .83 to 1.06, .88 and .24: paid for accuracy alone, the policy drops the sections. The three share one loss: each
+batch is used once, where clipping is without effect, and the KL's weight is the same.
 
 The paper's setup is Qwen2.5-3B-Instruct: a cold start (SFT, LoRA of rank 32, learning rate 1e-4) on traces of half of
 MedQA, then RL on the other half for 20 epochs, 5 answers a question, 512 questions a step, learning rate 1e-6, KL .001,
 prompts of 1024 tokens and answers of 4096. Questions of a file are held out by a hash of their text, and halved by
 another; --traces is a file of the same records with a field "response", such as a larger model's answers.
 
-The last line on stdout is JSON; with --sweep FOLDER has results.json and a page of curves for each term.
+The last line on stdout is JSON; with --sweep FOLDER has results.json and index.html, with curves of each term.
 """
 
 import dataclasses
@@ -50,8 +52,8 @@ import tyro
 import rlalign as ra
 from rlalign.cli import plan_paper
 from rlalign.envs import clinic
-from rlalign.io.comparison import write_comparison
-from rlalign.io.experiment import earlier_result, with_preset
+from rlalign.io.comparison import comparison_svg, write_comparison
+from rlalign.io.experiment import earlier_result, over_seeds, with_preset
 from rlalign.io.files import fingerprint, write_atomic
 from rlalign.io.medical import of_split, read_medical_demonstrations, read_medical_questions
 from rlalign.io.metrics import read_metrics
@@ -63,6 +65,7 @@ METHODS: dict[str, tuple[str, Callable[..., Any], float]] = {
     "crpo_per_objective": ("crpo_per_objective", crpo, 10.0),
     "grpo": ("grpo", accuracy_alone, 1.0),
 }
+NOTICE = "Research software; not a medical device; not for diagnosis or treatment."
 TERMS = ("accuracy", "reasoning", "consistency")
 SHOWN = {"wrong": 0.5, "malformed": 0.3, "detached": 0.5, "foreign": 0.3}  # faults of the traces; see clinic.trace
 ROW, WARM_ROW = 384, 112  # tokens a row of the forest
@@ -314,6 +317,7 @@ def one_run(config: CrpoMedqa) -> dict:
         **dataclasses.asdict(config),
         "terms_before": {name: rows[0][f"eval_term_{name}"] for name in TERMS},
         "terms_after": {name: rows[-1][f"eval_term_{name}"] for name in TERMS},
+        "curves": {name: {row["step"]: round(row[f"eval_term_{name}"], 4) for row in rows} for name in TERMS},
         "held_out": measured(config, setup, result.state.params),
         "params_sha256": fingerprint(result.state.params),
         "seconds": round(time.perf_counter() - begin, 1),
@@ -331,15 +335,24 @@ def shown(found: dict) -> str:
     return f"{found['method']} seed {found['seed']}: {', '.join(terms)} in {found['seconds']} s"
 
 
-def write_pages(config: CrpoMedqa) -> None:
-    """A page of curves for each term, index.html in a folder of its name."""
+def write_pages(config: CrpoMedqa, results: list[dict]) -> None:
+    """results.json, and index.html with a chart and a row of the table for each term."""
     runs = {name: [f"{config.folder}/seed{seed}/{name}" for seed in range(config.seeds)] for name in METHODS}
-    for term in TERMS:
-        Path(config.folder, term).mkdir(exist_ok=True)
-        metric, unit = f"eval_term_{term}", "" if term == "reasoning" else "%"
-        note = "Of single answers to held-out questions; grpo is paid for accuracy alone."
-        title = f"CRPO's terms: {term}"
-        write_comparison(Path(config.folder, term), title, {term: runs}, metric=metric, unit=unit, note=note)
+    groups, metric = dict.fromkeys(TERMS, runs), {term: f"eval_term_{term}" for term in TERMS}
+    unit = {term: "" if term == "reasoning" else "%" for term in TERMS}
+    note = "Of single answers to held-out questions; grpo is paid for accuracy alone. " + NOTICE
+    write_comparison(config.folder, "CRPO's terms", groups, metric=metric, unit=unit, note=note)
+    curve = comparison_svg(runs, "Reasoning term r_CR, held out", metric=metric["reasoning"], unit="")
+    write_atomic(Path(config.folder, "reasoning.svg"), curve)
+    table = {
+        name: {
+            "majority_accuracy": over_seeds([one["held_out"]["majority_accuracy"] for one in of]),
+            **{term: over_seeds([one["terms_after"][term] for one in of]) for term in TERMS},
+        }
+        for name, of in ((name, [one for one in results if one["method"] == name]) for name in METHODS)
+    }
+    summary = {"command": "python experiments/crpo_medqa.py --sweep", "notice": NOTICE, "methods": table}
+    write_atomic(Path(config.folder, "results.json"), json.dumps(summary | {"runs": results}, indent=1) + "\n")
 
 
 def main(config: CrpoMedqa) -> dict:
@@ -356,8 +369,7 @@ def main(config: CrpoMedqa) -> dict:
         for method in METHODS:
             results.append(one_run(dataclasses.replace(config, sweep=False, seed=seed, method=method)))
             print(shown(results[-1]), file=sys.stderr, flush=True)
-    write_atomic(Path(config.folder, "results.json"), json.dumps(results, indent=1))
-    write_pages(config)
+    write_pages(config, results)
     return {"experiment": "crpo_medqa", "runs": len(results), "folder": config.folder}
 
 

@@ -1,10 +1,14 @@
-"""What the scripts of experiments share: presets of flags, and results that are not found twice."""
+"""What the scripts of experiments share: presets of flags, results that are not found twice, means over seeds."""
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
+
+from rlalign.evaluation import interval
 
 T = TypeVar("T")
 
@@ -53,3 +57,13 @@ def earlier_result(path: Path, settings: Any, *, ignore: tuple[str, ...] = ()) -
                 "or remove the run's"
             )
     return found
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, float | None]:
+    """{"value", "low", "high"}: the mean and Student's 95% interval, as JSON: None for the ends of a single seed.
+
+    >>> over_seeds([0.5])
+    {'value': 0.5, 'low': None, 'high': None}
+    """
+    found = interval(np.asarray(values, float))
+    return {name: None if np.isnan(value) else float(value) for name, value in found._asdict().items()}
