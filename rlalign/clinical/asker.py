@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlalign.clinical.choice import draw, rank
 from rlalign.clinical.inquiry import (
@@ -26,6 +27,7 @@ from rlalign.clinical.inquiry import (
     new_tests,
     redundant,
 )
+from rlalign.types import Array
 
 Params = Any
 
@@ -216,3 +218,15 @@ def states(asker: Asker, params: Params, cases: Cases, column: jax.Array) -> jax
     """f32[N, T + 1, width + C]: what was known before each decision and after the last, of results i32[N, T, P]."""
     start = begin(asker, params, cases)[:, None]
     return jnp.concatenate([start, start + jnp.cumsum(result(asker, params, column), axis=1)], axis=1)
+
+
+def diagnose(asker: Asker, params: Params, cases: Cases, column: Array) -> tuple[np.ndarray, np.ndarray]:
+    """(ranking, belief) f32[N, T + 1, C], logits and probabilities, before each decision of results i32[N, T, P]."""
+
+    @jax.jit
+    def run(cases, column):
+        said = heads(asker, params, states(asker, params, cases, column))
+        return said.ranking, jax.nn.softmax(said.belief)
+
+    ranking, belief = run(jax.tree.map(jnp.asarray, cases), jnp.asarray(column))
+    return np.asarray(ranking), np.asarray(belief)

@@ -36,6 +36,7 @@ from rlalign.clinical.healthy import (
 from rlalign.clinical.inquiry import HORIZON, Cases, Rules, panels_of
 from rlalign.clinical.loinc import PANELS, TESTS
 from rlalign.clinical.ranges import RANGES
+from rlalign.clinical.scores import ehr_match
 
 BANDS = (18, 40, 50, 60, 70, 75, 80)  # first years of what changes with age: ranges and how common diseases are
 CONTEXTS = 2 * len(BANDS)  # female, then male
@@ -248,11 +249,23 @@ def chances_of_labels(context: int) -> np.ndarray:
     return out
 
 
-def rules(horizon: int = HORIZON) -> Rules:
-    """Actions: the panels, then each of the tests by itself; columns: 4 a test, one for each label."""
-    groups = [np.flatnonzero(p == PANEL).tolist() for p in range(len(PANELS))]
-    single = [[k] for k in range(len(CODES)) if np.sum(PANEL[k] == PANEL) > 1]
+def rules(horizon: int = HORIZON, *, panels: bool = True) -> Rules:
+    """Columns are 4 a test, one for each label.
+
+    Args:
+      horizon: orders until a diagnosis is due.
+      panels: the panels are actions, and then each test by itself. Without them an order is one test, and the horizon
+        is in tests.
+    """
+    groups = [np.flatnonzero(p == PANEL).tolist() for p in range(len(PANELS))] if panels else []
+    single = [[k] for k in range(len(CODES)) if not panels or np.sum(PANEL[k] == PANEL) > 1]
     return Rules(panels_of(groups + single), 4 * len(CODES), horizon)
+
+
+def matches(patients: Patients) -> np.ndarray:
+    """f32[N, K]: what `ehr_match` says of each test, for `reinforce(match=...)`; no policy sees it."""
+    abnormal = (patients.label == LOW) | (patients.label == HIGH)
+    return np.asarray(ehr_match(patients.ordered, patients.label == NORMAL, abnormal), np.float32)
 
 
 def cases_of(patients: Patients) -> Cases:

@@ -1,7 +1,7 @@
-"""Warm-up on what an expert asks, then group-relative reinforcement: everything from rollout to update in one program.
+"""Group-relative reinforcement of who asks and diagnoses: everything from rollout to update in one program.
 
     params = init(config, asker, cases)
-    params, _ = warm_up(config, asker, rules, shown, actions, params, pool=cases)    # actions of information gain
+    params, _ = warm_up(config, asker, rules, shown, actions, params, pool=cases)    # imitation.py
     params, curve = reinforce(config, asker, rules, cases, params, posterior=posterior, weight=class_weights(counts))
 
 Each of `patients` is played `samples` times. A decision's return is the discounted sum of what follows: confirmation
@@ -10,7 +10,6 @@ episodes at the same decision. Advantages and losses are rlalign.advantages' and
 """
 
 import dataclasses
-import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -21,8 +20,8 @@ import optax
 from rlalign.advantages import group_relative, leave_one_out
 from rlalign.clinical.asker import Asker, Episodes, Params, heads, rollout, states
 from rlalign.clinical.choice import chosen, log_policy, rank_logps
-from rlalign.clinical.inquiry import Cases, Posterior, Rules, columns_of, learn, new_tests, take, truth
-from rlalign.clinical.scores import abstained, confirmation, cross_entropy, diagnosis_reward
+from rlalign.clinical.inquiry import Cases, Posterior, Rules, learn, new_tests, take, truth
+from rlalign.clinical.scores import abstained, confirmation, cross_entropy, diagnosis_reward, ehr_match
 from rlalign.losses import policy_gradient
 from rlalign.types import Array
 
@@ -96,18 +95,38 @@ def init(config: Training, asker: Asker, cases: Cases) -> Params:
     return asker.init(jax.random.key(config.seed), some.given, some.column[:, :1])
 
 
-def rewards_of(config: Training, rules: Rules, cases: Cases, played: Episodes, weight: Array) -> Rewards:
+def rewards_of(
+    config: Training, rules: Rules, cases: Cases, played: Episodes, weight: Array, match: Array | None = None
+) -> Rewards:
     """What each decision earned; see Rewards.
 
     Args:
       weight: f[C], of classes.
+      match: f[N, K], what scores.ehr_match says of each test, in place of the potential; an order that brings several
+        results earns their mean, one that brings none what a test that nobody ordered does.
     """
     orders = played.live & (played.action < rules.stop)
-    gained = confirmation(played.posterior, truth(cases), orders, gamma=config.gamma)
+    if match is None:
+        gained = confirmation(played.posterior, truth(cases), orders, gamma=config.gamma)
+    else:
+        gained = jnp.where(orders, _matched(rules, cases, played.action, match), 0)
     step = config.confirmation * gained - jnp.where(orders, config.cost, 0)
     found = diagnosis_reward(played.ranked, cases.gold, weight, k=config.places, penalty=config.penalty)
     found = abstained(found, played.abstains, config.abstain)
     return Rewards(step + jnp.where(played.live & ~orders, found[:, None], 0), found)
+
+
+def _matched(rules: Rules, cases: Cases, action: Array, match: Array) -> jax.Array:
+    """f[N, T]: the mean of f[N, K] over the new results of each order."""
+    known, found = jnp.asarray(cases.told), []
+    nothing = ehr_match(jnp.array(False), jnp.array(False), jnp.array(False))
+    for t in range(action.shape[1]):
+        tests = new_tests(rules, known, action[:, t])
+        of, new = jnp.take_along_axis(match, jnp.maximum(tests, 0), axis=1), tests >= 0
+        mean = jnp.sum(jnp.where(new, of, 0), axis=1) / jnp.maximum(jnp.sum(new, axis=1), 1)
+        found.append(jnp.where(jnp.any(new, axis=1), mean, nothing))
+        known = learn(known, tests)
+    return jnp.stack(found, axis=1)
 
 
 def returns(reward: Array, gamma: float) -> jax.Array:
@@ -171,6 +190,7 @@ def reinforce(
     *,
     weight: Array,
     posterior: Posterior | None = None,
+    match: Array | None = None,
 ) -> tuple[Params, dict[str, np.ndarray]]:
     """`steps` updates from episodes of `cases`, in one program.
 
@@ -180,6 +200,7 @@ def reinforce(
       rules, cases: the patients to learn from.
       weight: f[C], class_weights or ones.
       posterior: for the confirmation reward; None: the belief head.
+      match: f[N, K], for the confirmation reward against the record (rewards_of), in its place.
 
     Returns:
       (params, {name: f32[steps]}): reward, diagnosis (its reward), found (share whose first place is right), orders,
@@ -188,15 +209,17 @@ def reinforce(
     rate = optax.linear_schedule(config.learning_rate, 0.0, config.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.99))
     cases, weight = jax.tree.map(jnp.asarray, cases), jnp.asarray(weight, jnp.float32)
+    match = None if match is None else jnp.asarray(match, jnp.float32)
 
     def update(carry, step):
         params, moments = carry
         keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed + 1), step))
         drawn = jax.random.choice(keys[0], len(cases.column), (config.patients,), replace=False)
-        batch = take(cases, jnp.repeat(drawn, config.samples))
+        index = jnp.repeat(drawn, config.samples)
+        batch = take(cases, index)
         how = {"places": config.places, "reject": config.reject, "draws": config.draws}
         played = rollout(asker, params, rules, batch, keys[1], posterior=posterior, **how)
-        rewards = rewards_of(config, rules, batch, played, weight)
+        rewards = rewards_of(config, rules, batch, played, weight, None if match is None else match[index])
         advantage, taken = advantages(config, played, rewards)
         slope, metrics = jax.grad(_loss, has_aux=True)(params, config, asker, batch, played, advantage, taken)
         change, moments = optimizer.update(slope, moments, params)
@@ -225,90 +248,3 @@ def figures(rules: Rules, cases: Cases, played: Episodes, rewards: Rewards) -> d
         "redundant": jnp.sum(played.redundant) / jnp.maximum(jnp.sum(orders), 1),
         "abstains": jnp.mean(played.abstains),
     }
-
-
-def expert_columns(rules: Rules, cases: Cases, action: Array) -> jax.Array:
-    """i32[N, T, P]: the results that an expert's actions i32[N, T] brought."""
-    known, found = jnp.asarray(cases.told), []
-    for t in range(action.shape[1]):
-        tests = new_tests(rules, known, action[:, t])
-        found.append(columns_of(cases, tests))
-        known = learn(known, tests)
-    return jnp.stack(found, axis=1)
-
-
-def warm_up(
-    config: Training,
-    asker: Asker,
-    rules: Rules,
-    cases: Cases,
-    action: Array,
-    params: Params,
-    *,
-    pool: Cases | None = None,
-) -> tuple[Params, dict[str, np.ndarray]]:
-    """SFT: the expert's actions, STOP after the last of them, and the diagnosis, all by cross entropy, in one program.
-
-    An expert's actions are dear and diagnoses are not: of `pool` the diagnoses alone are learned, from what the policy
-    of the moment asks.
-
-    Args:
-      config: see Training.
-      asker, params: the policy to begin with.
-      rules, cases: the patients that the expert saw.
-      action: i32[N, T], what it asked.
-      pool: more patients; None: these.
-
-    Returns:
-      (params, {"action", "belief"}: f32[warm_up_steps], nats).
-    """
-    rate = optax.cosine_decay_schedule(config.warm_up_rate, config.warm_up_steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-    cases, action = jax.tree.map(jnp.asarray, cases), jnp.asarray(action)
-    others = cases if pool is None else jax.tree.map(jnp.asarray, pool)
-    column = jax.jit(functools.partial(expert_columns, rules))(cases, action)
-    goal = jnp.concatenate([action, jnp.full((len(action), 1), rules.stop, action.dtype)], axis=1)
-    batch_size = config.patients * config.samples // 2
-    some = lambda key, count: jax.random.choice(key, count, (min(batch_size, count),), replace=False)
-
-    def loss(params, index, more, key):
-        batch = take(cases, index)
-        said = heads(asker, params, states(asker, params, batch, column[index]))
-        acts = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(said.logits, goal[index]))
-        found = _uncertainty(said.belief, batch)
-        played = rollout(asker, jax.lax.stop_gradient(params), rules, more, key, forced=True)
-        known = states(asker, params, more, jax.lax.stop_gradient(played.column))
-        belief = _uncertainty(heads(asker, params, known).belief, more)
-        return acts + found + belief, {"action": acts, "belief": belief}
-
-    def update(carry, step):
-        params, moments = carry
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed + 2), step), 3)
-        index, more = some(keys[0], len(action)), take(others, some(keys[1], len(others.column)))
-        slope, metrics = jax.grad(loss, has_aux=True)(params, index, more, keys[2])
-        change, moments = optimizer.update(slope, moments, params)
-        return (optax.apply_updates(params, change), moments), metrics
-
-    @jax.jit
-    def run(params):
-        return jax.lax.scan(update, (params, optimizer.init(params)), jnp.arange(config.warm_up_steps))
-
-    (params, _), curve = run(params)
-    return params, {name: np.asarray(values) for name, values in curve.items()}
-
-
-def _uncertainty(belief: jax.Array, cases: Cases) -> jax.Array:
-    """The mean cross entropy of beliefs f32[N, S, C], logits."""
-    return jnp.mean(cross_entropy(truth(cases)[:, None, :], jax.nn.softmax(belief)))
-
-
-def diagnose(asker: Asker, params: Params, cases: Cases, column: Array) -> tuple[np.ndarray, np.ndarray]:
-    """(ranking, belief) f32[N, T + 1, C], logits and probabilities, before each decision of results i32[N, T, P]."""
-
-    @jax.jit
-    def run(cases, column):
-        said = heads(asker, params, states(asker, params, cases, column))
-        return said.ranking, jax.nn.softmax(said.belief)
-
-    ranking, belief = run(jax.tree.map(jnp.asarray, cases), jnp.asarray(column))
-    return np.asarray(ranking), np.asarray(belief)

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlalign.clinical.asker import Asker, Params, rollout
+from rlalign.clinical.asker import Asker, Params, diagnose, rollout
 from rlalign.clinical.generator import HIGH, LOW
 from rlalign.clinical.inquiry import Cases, Rules
 from rlalign.clinical.scores import calibration, recalls
-from rlalign.clinical.training import diagnose
 
 
 class Trial(NamedTuple):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlalign.clinical import asker, baselines, choice, training
+from rlalign.clinical import asker, baselines, choice, imitation, training
 from rlalign.clinical.ddxplus import NaiveBayes
 from rlalign.clinical.inquiry import Cases, Rules, allowed, learn, new_tests, panels_of, redundant, take
 
@@ -176,11 +176,58 @@ def test_imitation_follows_the_expert():
     told = baselines.play(TOY, cases, posterior, "information gain", seed=0)
     config = training.Training(**HOW | {"warm_up_steps": 120}, warm_up_rate=2e-2)
     net = asker.network(TOY, cases, 16)
-    params, curve = training.warm_up(config, net, TOY, cases, told.action, training.init(config, net, cases))
+    params, curve = imitation.warm_up(config, net, TOY, cases, told.action, training.init(config, net, cases))
     assert curve["action"][-1] < 0.1 < curve["action"][0]
     some = jax.tree.map(jnp.asarray, take(cases, slice(0, 64)))
     played = jax.jit(lambda p: asker.rollout(net, p, TOY, some, jax.random.key(0), greedy=True))(params)
     np.testing.assert_array_equal(played.action, np.tile([4, 1, TOY.stop], (64, 1)))
+
+
+def test_what_an_expert_does_after_it_stops_is_not_imitated():
+    cases = toy(256, 0)
+    config = training.Training(**HOW | {"warm_up_steps": 120}, warm_up_rate=2e-2)
+    net = asker.network(TOY, cases, 16)
+    action = np.tile(np.array([[TOY.stop, 3]], np.int32), (256, 1))
+    params, _ = imitation.warm_up(config, net, TOY, cases, action, training.init(config, net, cases))
+    some = jax.tree.map(jnp.asarray, take(cases, slice(0, 8)))
+    known = asker.states(net, params, some, imitation.expert_columns(TOY, some, jnp.asarray(action[:8])))
+    act = jax.nn.softmax(net.apply(params, known, method="heads").logits)
+    assert (act[:, 0, TOY.stop] > 0.9).all()
+    assert (act[:, 1, 3] < 0.5).all()
+
+
+def test_whole_dialogues_above_a_threshold(learned):
+    net, begun, *_ = learned
+    cases, config = toy(256, 6), training.Training(**HOW)
+    how = {"weight": jnp.ones(3), "posterior": toy_posterior()}
+    kept, action = imitation.dialogues_above(0.9, config, net, TOY, cases, begun, **how)
+    every, _ = imitation.dialogues_above(-9.0, config, net, TOY, cases, begun, **how)
+    assert 0 < len(kept.column) < len(every.column) < len(cases.column)  # who abstains is never imitated
+    assert action.shape == (len(kept.column), TOY.horizon)
+    assert ((action[:, 0] < TOY.stop) | (action[:, 1] == TOY.stop)).all()
+    params, _ = imitation.warm_up(config, net, TOY, kept, action, begun, pool=cases)
+    test = jax.tree.map(jnp.asarray, toy(512, 7))
+    play = jax.jit(lambda p: asker.rollout(net, p, TOY, test, jax.random.key(0)))
+    earned = [training.rewards_of(config, TOY, test, play(p), jnp.ones(3)).diagnosis.mean() for p in (begun, params)]
+    assert earned[1] > earned[0] + 0.1
+    with pytest.raises(ValueError, match=r"^threshold is 99.0, and no dialogue earned more than \d"):
+        imitation.dialogues_above(99.0, config, net, TOY, cases, begun, **how)
+
+
+def test_rewards_against_the_record_are_those_of_new_results():
+    rules = Rules(panels_of([[0, 1], [1], [2]]), columns=9, horizon=3)
+    cases = jax.tree.map(jnp.asarray, toy(2, 0))
+    action = jnp.array([[1, 0, 1, 3], [0, 2, 3, 3]])
+    live = jnp.array([[True] * 4, [True, True, True, False]])
+    empty = jnp.zeros((2, 4))
+    played = asker.Episodes(
+        action, empty, empty, live, empty, jnp.array([[0, 1, 2]] * 2), empty, jnp.zeros(2, bool), *[empty] * 3
+    )
+    match = jnp.array([[1.0, 0.5, -0.1, 0, 0, 0], [0.5, 0.0, 1.0, 0, 0, 0]])
+    config = training.Training(confirmation=2.0, cost=0.01)
+    step = jax.jit(lambda played: training.rewards_of(config, rules, cases, played, jnp.ones(3), match).step)(played)
+    np.testing.assert_allclose(step[0, :3], [2 * 0.5 - 0.01, 2 * 1.0 - 0.01, 2 * -0.1 - 0.01], rtol=1e-5)
+    np.testing.assert_allclose(step[1, :2], [2 * 0.25 - 0.01, 2 * 1.0 - 0.01], rtol=1e-5)
 
 
 def test_settings_that_are_refused():
