@@ -10,8 +10,11 @@ mila-iqia/Casande-RL: release_conditions.json, release_evidences.json and ddxplu
 from its priors and P(evidence | disease), and begin with one complaint. The policy imitates who asks what tells most,
 then learns from rewards, among them the confirmation reward, whose posterior is here the policy's own belief.
 
-Measured on 2,000 patients, top-1 after the complaint, 5 and 10 questions: information gain .457, .863, .940; random
-.457, .526, .568; every question .991.
+Measured on 2,000 held-out patients, top-1 after the complaint, 5 and 10 questions (docs/diallm_ddxplus.json, two AMD
+EPYC cores, jax 0.10.2): trained .417, .840, .936 (three seeds, 95 % interval of the last [.928, .944]; 176 to 199 s a
+run, warm-up and measuring included); imitation alone .430, .839, .933; information gain .419, .842, .942; what is
+answered most with yes .419, .647, .807; random .419, .486, .531; every question .991. Reinforcement adds .001 to .005
+to the imitation: the expert it imitates is nearly as good as can be.
 
 The last line on stdout is the result as JSON.
 """
@@ -31,12 +34,13 @@ import tyro
 from rlalign.clinical import baselines
 from rlalign.clinical.asker import network
 from rlalign.clinical.ddxplus import DdxPlus, read_ddxplus
+from rlalign.clinical.imitation import warm_up
 from rlalign.clinical.inquiry import take
 from rlalign.clinical.scores import class_weights
-from rlalign.clinical.training import Training, init, reinforce, warm_up
+from rlalign.clinical.training import Training, init, reinforce
 from rlalign.clinical.trial import report, trial
-from rlalign.evaluation import interval, share
-from rlalign.io.experiment import earlier_result, with_preset
+from rlalign.evaluation import share
+from rlalign.io.experiment import earlier_result, over_seeds, with_preset
 from rlalign.io.files import write_atomic
 
 NOTICE = "Research software; not a medical device; not for diagnosis or treatment."
@@ -146,11 +150,6 @@ def one_run(config: DiallmDdxplus, world: DdxPlus) -> dict:
     out |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "jax": jax.__version__}
     write_atomic(done, json.dumps(out))
     return json.loads(json.dumps(out))
-
-
-def over_seeds(values: list[float]) -> list[float | None]:
-    """The mean and its 95 % interval; no ends for a single seed."""
-    return [None if np.isnan(x) else x for x in interval(np.array(values))]
 
 
 def main(config: DiallmDdxplus) -> dict:

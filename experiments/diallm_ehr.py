@@ -6,13 +6,16 @@
     python experiments/diallm_ehr.py --preset smoke                  # a few steps, for the machinery
 
 Research software; not a medical device; not for diagnosis or treatment. In the manner of DiaLLM (arXiv 2506.20059),
-whose method's code is not public: patients are drawn from tables, 24 diseases, 50 tests in 12 panels, and a policy sees
-age, sex, symptoms and the results that it asked for, at most 8 orders. It first imitates who asks what tells most, then
-learns from rewards. Everything is measured on patients that no part of this has seen, beside who asks at random, what
-is ordered most, or what tells most, each with the exact posterior, and the posterior after every test: the ceiling.
+whose method's code is not public: patients are drawn from tables, 24 diseases, 50 tests, and a policy sees age, sex,
+symptoms and the results that it asked for, at most 8 tests. (--panels makes the 12 panels actions too; 8 of them tell
+nearly everything, and there is little to choose.) It first imitates who asks what tells most, then learns from rewards.
+Everything is measured on patients that no part of this has seen, beside who asks at random, what is ordered most, or
+what tells most, each with the exact posterior, and the posterior after every test: the ceiling.
 
 Variants take one part away: reject sampling, the confirmation reward, class weights; "std" divides advantages by their
-group's deviation, which cancels class weights, so "std-no-class-weights" should not differ from it.
+group's deviation, which cancels class weights, so "std-no-class-weights" should not differ from it. "ehr-match" has the
+confirmation reward that compares with the record in place of the potential, and "dialogues" no reinforcement: it
+imitates its own whole dialogues whose reward is above 0.
 
 The last line on stdout is the result as JSON; with --sweep FOLDER/results.json has all, with intervals over seeds.
 """
@@ -32,29 +35,38 @@ import tyro
 
 from rlalign.clinical import baselines
 from rlalign.clinical.asker import network
-from rlalign.clinical.generator import cases_of, draw_patients, rules
-from rlalign.clinical.inquiry import take
+from rlalign.clinical.generator import cases_of, draw_patients, matches, rules
+from rlalign.clinical.imitation import dialogues_above, warm_up
+from rlalign.clinical.inquiry import Rules, take
 from rlalign.clinical.posterior import Exact
 from rlalign.clinical.scores import class_weights
-from rlalign.clinical.training import Training, init, reinforce, warm_up
+from rlalign.clinical.training import Training, init, reinforce
 from rlalign.clinical.trial import abnormal_yield, report, trial
-from rlalign.evaluation import interval, share
-from rlalign.io.experiment import earlier_result, with_preset
+from rlalign.evaluation import share
+from rlalign.io.experiment import earlier_result, over_seeds, with_preset
 from rlalign.io.files import write_atomic
 
 NOTICE = "Research software; not a medical device; not for diagnosis or treatment."
 HELD_OUT = 1_000_003  # the seed of patients that nothing learns from
 Variant = Literal[
-    "full", "no-reject-sampling", "no-confirmation", "no-class-weights", "std", "std-no-class-weights", "loo"
+    "full",
+    "no-reject-sampling",
+    "no-confirmation",
+    "ehr-match",
+    "no-class-weights",
+    "std",
+    "std-no-class-weights",
+    "dialogues",
 ]
-VARIANTS: dict[str, dict] = {  # fields of Training; class weights are by the name
+VARIANTS: dict[str, dict] = {  # fields of Training; the rest is by the name, in one_run
     "full": {},
     "no-reject-sampling": {"reject": False},
     "no-confirmation": {"confirmation": 0.0},
+    "ehr-match": {"confirmation": 0.05},
     "no-class-weights": {},
     "std": {"advantage": "std"},
     "std-no-class-weights": {"advantage": "std"},
-    "loo": {"advantage": "leave_one_out"},
+    "dialogues": {},
 }
 
 
@@ -68,6 +80,7 @@ class DiallmEhr:
       shown: of them, whose tests the expert chooses for the warm-up.
       held_out: to measure on.
       orders: the horizon.
+      panels: whether panels are actions too.
       steps, warm_up_steps, learning_rate, confirmation, cost: of rlalign.clinical.training.Training.
       width: of the network.
       sweep: all variants and `seeds`.
@@ -80,6 +93,7 @@ class DiallmEhr:
     shown: int = 2_000
     held_out: int = 2_000
     orders: int = 8
+    panels: bool = False
     warm_up_steps: int = 500
     steps: int = 300
     learning_rate: float = 2e-4
@@ -106,9 +120,10 @@ PRESETS = {
 
 
 @functools.cache
-def posterior(orders: int) -> Exact:
-    """The exact one, for so many orders."""
-    return Exact(rules(orders))
+def world_of(orders: int, panels: bool) -> tuple[Rules, Exact]:
+    """What may be asked, and the exact posterior."""
+    by = rules(orders, panels=panels)
+    return by, Exact(by)
 
 
 def measured(ranked: np.ndarray, gold: np.ndarray) -> dict:
@@ -119,7 +134,7 @@ def measured(ranked: np.ndarray, gold: np.ndarray) -> dict:
 
 def baseline(config: DiallmEhr) -> dict[str, dict]:
     """Who asks otherwise, and the ceiling; on the held-out patients."""
-    by, world = rules(config.orders), posterior(config.orders)
+    by, world = world_of(config.orders, config.panels)
     cases = cases_of(draw_patients(config.held_out, HELD_OUT))
     ordered = draw_patients(config.patients, config.seed).ordered
     often = np.array([ordered[:, row[row >= 0]].all(axis=1).mean() for row in by.members])
@@ -156,7 +171,7 @@ def training(config: DiallmEhr) -> Training:
 @functools.cache
 def start(config: DiallmEhr):
     """The policy that every variant begins with: imitation of who asks what tells most."""
-    by, world = rules(config.orders), posterior(config.orders)
+    by, world = world_of(config.orders, config.panels)
     cases = cases_of(draw_patients(config.patients, config.seed))
     shown = take(cases, slice(0, config.shown))
     expert = baselines.play(by, shown, world, "information gain", seed=config.seed)
@@ -171,14 +186,20 @@ def one_run(config: DiallmEhr, folder: Path) -> dict:
         return found
     done.parent.mkdir(parents=True, exist_ok=True)
     begin, cpu = time.perf_counter(), time.process_time()
-    by, world, how = rules(config.orders), posterior(config.orders), training(config)
-    cases = cases_of(draw_patients(config.patients, config.seed))
+    (by, world), how = world_of(config.orders, config.panels), training(config)
+    patients = draw_patients(config.patients, config.seed)
+    cases = cases_of(patients)
     held_out = cases_of(draw_patients(config.held_out, HELD_OUT))
     asker = network(by, cases, config.width)
     begun = start(dataclasses.replace(config, variant="full", sweep=False))
     count = jnp.asarray(cases.gold.sum(axis=0))
     weight = class_weights(count, power=0.0 if "no-class-weights" in config.variant else 0.5)
-    params, curve = reinforce(how, asker, by, cases, begun, weight=weight, posterior=world)
+    if config.variant == "dialogues":
+        best, action = dialogues_above(0.0, how, asker, by, cases, begun, weight=weight, posterior=world)
+        params, curve = warm_up(how, asker, by, best, action, begun, pool=cases)
+    else:
+        match = matches(patients) if config.variant == "ehr-match" else None
+        params, curve = reinforce(how, asker, by, cases, begun, weight=weight, posterior=world, match=match)
     out = {"experiment": "diallm_ehr", **dataclasses.asdict(config)}
     for name, policy in (("imitation", begun), ("trained", params)):
         tried = trial(asker, policy, by, held_out, reject=how.reject)
@@ -211,11 +232,6 @@ def shown_as(name: str, of: dict) -> str:
     keys = "recall@5", "macro recall@1", "rare recall@1"
     half = of["curve"][len(of["curve"]) // 2][0]
     return f"{name:30s} {half:.3f} {value:.3f} [{low:.3f}, {high:.3f}] " + " ".join(f"{of[key]:.3f}" for key in keys)
-
-
-def over_seeds(values: list[float]) -> list[float | None]:
-    """The mean and its 95 % interval; no ends for a single seed."""
-    return [None if np.isnan(x) else x for x in interval(np.array(values))]
 
 
 def main(config: DiallmEhr) -> dict:
