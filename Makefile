@@ -42,7 +42,7 @@ parity: $(PARITY)/.ready $(SMOLLM2)/config.json  ## TRL's losses and transformer
 test-envs: java $(ENVS)/.ready  ## real environments: ALFWorld and TextWorld, which are compiled here (g++, make, some minutes), and TextWorldExpress
 	$(ENVS)/bin/python -m pytest tests/envs/real $(ARGS)
 
-test-clinical: $(CLINICAL)/.ready  ## health records that clinosim and carebundle generate, and MEDS by pyarrow
+test-clinical: $(CLINICAL)/.ready  ## health records that clinosim and carebundle generate, MEDS by pyarrow, tables beside ICD-10-CM and NHANES
 	$(CLINICAL)/bin/python -m pytest tests/clinical/real $(ARGS)
 
 java:

@@ -11,11 +11,13 @@ visits (three characters) and the results so far: which tests a doctor ordered i
 diagnosis away.
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,12 +168,17 @@ def parse(text: str) -> Dialogue:
     Raises:
       ValueError: a line that begins with "[" and is no action; the message names it by number, without what it holds.
     """
+    return _turns(enumerate(text.split("\n"), 1), lambda n: f"line {n} of the dialogue")
+
+
+def _turns(lines: Iterable[tuple[int, str]], place: Callable[[int], str]) -> Dialogue:
+    """The actions among numbered lines; `place` says where a line is, for errors."""
     found = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in lines:
         if line.startswith("["):
             turn = read_action(line)
             if turn is None:
-                raise ValueError(f"line {number} of the dialogue is no action, such as {action(Asks('718-7'))}")
+                raise ValueError(f"{place(number)} is no action, such as {action(Asks('718-7'))}")
             found.append(turn)
     return tuple(found)
 
@@ -244,10 +251,15 @@ def read_dialogues(path: str | PathLike[str]) -> list[Dialogue]:
     """What write_dialogues wrote, or dialogues of that form.
 
     Raises:
-      ValueError: see `parse`.
+      ValueError: see `parse`, with the file and its line; bytes that are no UTF-8.
     """
-    blocks = Path(path).read_text(encoding="utf-8").split("\n\n")
-    return [found for block in blocks if (found := parse(block))]
+    text = None
+    with contextlib.suppress(UnicodeDecodeError):  # which holds all of the file
+        text = Path(path).read_text(encoding="utf-8")
+    if text is None:
+        raise ValueError(f"{path}: not UTF-8; convert the file")
+    blocks = itertools.groupby(enumerate(text.split("\n"), 1), lambda line: bool(line[1]))
+    return [found for filled, lines in blocks if filled and (found := _turns(lines, lambda n: f"{path}:{n}"))]
 
 
 def dialogues_of(events: Sequence[Event], *, seed: int, horizon: int = HORIZON, panels: bool = False) -> list[Dialogue]:

@@ -1,13 +1,15 @@
 """Laboratory results of people without the diseases of the table: quantiles by sex, what varies together, precision.
 
 NHANES: 2017 to March 2020, pre-pandemic public files of the CDC (public domain), people of 45 to 65 years with HbA1c
-below 6.5 %, unweighted, as carebundle 0.5.0 (Apache-2.0) summarises them (n = 590 to 1,301 each). Other tests: the
+below 6.5 %, unweighted, as carebundle 0.5.0 (Apache-2.0) summarises them (n = 584 to 1,301 each). Other tests: the
 interval that holds 95 % of healthy adults and its median, our choice near the reference ranges of ranges.py. Healthy is
 what is common, not what is ideal: most have a body mass index that counts as high.
 
 One factor a panel makes its results vary together (LOADINGS), the products of which come within .3 of the published
-correlations: of hemoglobin and hematocrit .72 for .96, sodium and chloride .64 for .65, ALT and AST .72 for .78,
-triglycerides and HDL -.42 for -.45, systolic and diastolic pressure .64 for .70.
+correlations: of women, hemoglobin and hematocrit .72 for .96, sodium and chloride .64 for .65, ALT and AST .72 for .78,
+triglycerides and HDL -.42 for -.45, systolic and diastolic pressure .64 for .70. Five are further away, as panels are
+independent and have one factor each: urea nitrogen and creatinine 0 for .44 (men .54), calcium and albumin 0 for .47,
+platelets and leukocytes 0 for .37, HbA1c and glucose 0 for .35, chloride and bicarbonate .16 for -.27.
 """
 
 import math

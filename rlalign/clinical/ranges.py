@@ -1,6 +1,9 @@
 """Reference ranges of adults, by unit, sex and age band, each with its source.
 
 A bound that a source gives as "< 200" is the largest value below it at the precision that laboratories report.
+
+The rows of NBME and ABIM agree with what public repositories have typed from these documents (NBME's of 2026, ABIM's
+without a year); neither they nor any other row was compared with the document itself.
 """
 
 from typing import NamedTuple
@@ -66,7 +69,7 @@ RANGES: tuple[Range, ...] = (
     Range("3094-0", "mg/dL", "", ADULT, 7.0, 18.0, "NBME"),
     Range("2160-0", "mg/dL", FEMALE, ADULT, 0.5, 1.1, "ABIM"),
     Range("2160-0", "mg/dL", MALE, ADULT, 0.7, 1.3, "ABIM"),
-    Range("2345-7", "mg/dL", "", ADULT, 70.0, 139.0, "NBME"),  # not fasting
+    Range("2345-7", "mg/dL", "", ADULT, 70.0, 139.0, "NBME"),  # not fasting; the low bound is that of fasting
     Range("17861-6", "mg/dL", "", ADULT, 8.4, 10.2, "NBME"),
     Range("1742-6", "U/L", "", ADULT, 10.0, 40.0, "NBME"),
     Range("1920-8", "U/L", "", ADULT, 12.0, 38.0, "NBME"),

@@ -143,9 +143,13 @@ def test_a_file_begins_with_the_notices(tmp_path):
     assert NOTICE == "Research software; not a medical device; not for diagnosis or treatment."
     assert read_dialogues(path) == turns
     path.write_text(text.replace('["asks"', '["Jane"'))
-    with pytest.raises(ValueError, match="line 2 of the dialogue") as caught:
+    with pytest.raises(ValueError, match=r"d\.txt:5 is no action, such as") as caught:
         read_dialogues(path)
     assert "Jane" not in str(caught.value)
+    path.write_bytes(b"J\xe4ne")
+    with pytest.raises(ValueError, match=r"d\.txt: not UTF-8; convert the file$") as caught:
+        read_dialogues(path)
+    assert caught.value.__context__ is None
 
 
 # From records

@@ -337,9 +337,10 @@ def test_a_megabyte_of_anything_takes_a_moment(text, mode):
 
 
 def test_what_is_refused():
-    for letter in ("b", "", "AB", "É", None):
-        with pytest.raises(ValueError, match=r"answer is .*, must be the letter of an option, A to Z"):
+    for letter in ("b", "", "AB", "É", None, "Jane"):
+        with pytest.raises(ValueError, match=r"answer is .*, must be the letter of an option, A to Z") as caught:
             terms("", letter)
+        assert "Jane" not in str(caught.value)
     with pytest.raises(ValueError, match="mode must be 'paper' or 'paper_code', got 'code'"):
         terms("", mode="code")
     with pytest.raises(ValueError, match="the completion is a list, not a text: give decode="):

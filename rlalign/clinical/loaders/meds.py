@@ -3,7 +3,6 @@
 import collections
 import functools
 import importlib
-import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +51,7 @@ def read_meds(
     Raises:
       ImportError: pyarrow is missing.
       FileNotFoundError: no such file.
-      BadRecord: no parquet, a missing column, a number that is none; `line` counts rows.
+      BadRecord: no parquet, or broken, a missing column, a number that is none; `line` counts rows.
     """
     try:
         parquet = importlib.import_module("pyarrow.parquet")
@@ -85,12 +84,26 @@ def _rows(path: Path, file: Any) -> Iterator[tuple[int, tuple]]:
         if not str(file.schema_arrow.field(name).type).startswith(kinds):
             raise BadRecord(path, 0, name, f"the column is of another type than MEDS has it ({kinds[0]})")
     extra = [next((name for name in names if name in there), None) for names in OPTIONAL.values()]
-    count = itertools.count(1)
-    for batch in file.iter_batches(BATCH, columns=[*NEEDED, *filter(None, extra)]):
-        subject, time, code, value = (batch.column(name) for name in NEEDED)
-        columns = [subject.to_pylist(), _seconds(time), code.to_pylist(), _numbers(value)]
-        columns += [batch.column(name).to_pylist() if name else [None] * len(batch) for name in extra]
-        yield from zip(count, zip(*columns, strict=True), strict=False)
+    batches, count = file.iter_batches(BATCH, columns=[*NEEDED, *filter(None, extra)]), 0
+    while True:
+        columns, broken = None, False
+        try:
+            if (batch := next(batches, None)) is not None:
+                columns = _columns(batch, extra)
+        except (ValueError, OSError):  # such as UnicodeDecodeError, which holds the text
+            broken = True
+        if broken:
+            raise BadRecord(path, count + 1, "", "what follows cannot be read: broken, or a text is not UTF-8")
+        if columns is None:
+            return
+        yield from enumerate(zip(*columns, strict=True), count + 1)
+        count += len(columns[0])
+
+
+def _columns(batch: Any, extra: Sequence[str | None]) -> list[list[Any]]:
+    subject, time, code, value = (batch.column(name) for name in NEEDED)
+    columns = [subject.to_pylist(), _seconds(time), code.to_pylist(), _numbers(value)]
+    return columns + [batch.column(name).to_pylist() if name else [None] * len(batch) for name in extra]
 
 
 def _seconds(column: Any) -> list[int | None]:
@@ -136,9 +149,10 @@ def _code(text: str, loinc: Mapping[str, str]) -> tuple[str, str, str]:
     if first in ("GENDER", "Gender") and (sex := sex_of(rest)):
         return PERSON, sex, ""
     if first == "DIAGNOSIS" and rest.startswith("ICD//"):
-        _, version, code = rest.split("//", 2)
-        system = {"9": "icd9", "10": "icd10"}.get(version, "")
-        return system, code_of(system, code), ""
+        version, _, code = rest.removeprefix("ICD//").partition("//")
+        system = {"9": "icd9", "10": "icd10"}.get(version)
+        if system and code:
+            return system, code_of(system, code), ""
     if first == "LAB" and rest:
         item, _, unit = rest.partition("//")
         return *code_of_test(MIMIC_LABITEM, item, loinc), "" if unit == "UNK" else unit

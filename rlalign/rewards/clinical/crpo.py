@@ -70,7 +70,7 @@ def crpo_reward(
     {'accuracy': 1.0, 'reasoning': 1.5, 'consistency': 1.0, 'total': 12.0}
     """
     if answer not in LETTERS:
-        raise ValueError(f"answer is {answer!r:.40}, must be the letter of an option, A to Z")
+        raise ValueError("answer is no capital letter, must be the letter of an option, A to Z")  # it may be a row's
     for name, text in (("completion", completion), ("question", question)):
         if not isinstance(text, str):
             raise ValueError(f"the {name} is a {type(text).__name__}, not a text: give decode=")

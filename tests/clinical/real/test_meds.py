@@ -2,6 +2,7 @@
 
 import collections
 import datetime
+import logging
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from rlalign.clinical.events import Event, table_of
 from rlalign.clinical.loaders import BadRecord, read_meds
 from tests.clinical.loaders import records
 from tests.clinical.loaders.records import CANARY, LOINC
+from tests.clinical.test_privacy import told
 
 
 def write_meds(folder):
@@ -82,3 +84,44 @@ def test_broken_meds(tmp_path):
     parquet.write_table(pyarrow.table(broken), path)
     with pytest.raises(BadRecord, match=r"a.parquet:1, ref_range_lower: is no number$"):
         list(read_meds(tmp_path))
+
+
+def test_codes_that_are_none(tmp_path):
+    """Of a diagnosis without version or code: counted, and no other error."""
+    codes = [
+        "DIAGNOSIS//ICD//",
+        "DIAGNOSIS//ICD//10",
+        "DIAGNOSIS//ICD//11//Jane",
+        "DIAGNOSIS//Jane",
+        "LAB//",
+        "Jane",
+        "",
+    ]
+    columns = {"subject_id": [1] * len(codes), "numeric_value": [1.5] * len(codes), "code": codes}
+    columns["time"] = pyarrow.array([0] * len(codes), pyarrow.timestamp("us"))
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    left_out = collections.Counter()
+    assert not list(read_meds(tmp_path, left_out=left_out))
+    assert left_out == {"a code of no vocabulary that is read": len(codes)}
+
+
+def test_planted_identifiers_of_broken_meds_are_nowhere(tmp_path, capfd, caplog):
+    """Of files that are damaged somewhere, and texts that are no UTF-8."""
+    caplog.set_level(logging.DEBUG)
+    write_meds(tmp_path)
+    path = tmp_path / "data" / "train" / "0.parquet"
+    whole, said, places = path.read_bytes(), "", set()
+    for at in range(4, len(whole), 37):
+        path.write_bytes(whole[:at] + bytes(x ^ 255 for x in whole[at : at + 8]) + whole[at + 8 :])
+        try:
+            list(read_meds(tmp_path / "data"))
+        except BadRecord as error:
+            said, places = said + told(error), places | {error.line > 0}
+    assert places == {False, True}  # the file as a whole, and its rows
+    row = {"subject_id": [1], "numeric_value": [1.5], "time": pyarrow.array([0], pyarrow.timestamp("us"))}
+    text = pyarrow.array([CANARY.encode() + b"\xff"]).cast(pyarrow.string(), safe=False)
+    path.write_bytes(b"")
+    parquet.write_table(pyarrow.table(row | {"code": text}), path)
+    with pytest.raises(BadRecord, match=r"0\.parquet:1: what follows cannot be read") as caught:
+        list(read_meds(tmp_path / "data"))
+    assert CANARY not in f"{said}{told(caught.value)}{capfd.readouterr()}{caplog.text}"
