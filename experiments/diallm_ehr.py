@@ -89,12 +89,12 @@ class DiallmEhr:
     variant: Variant = "full"
     seed: int = 0
     preset: Literal["smoke", "laptop"] = "laptop"
-    patients: int = 20_000
-    shown: int = 2_000
+    patients: int = 60_000
+    shown: int = 3_000
     held_out: int = 2_000
     orders: int = 8
     panels: bool = False
-    warm_up_steps: int = 500
+    warm_up_steps: int = 800
     steps: int = 300
     learning_rate: float = 2e-4
     confirmation: float = 0.3

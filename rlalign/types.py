@@ -70,6 +70,8 @@ class Batch(NamedTuple):
       ref_logp: f[N, R], log-probs under the frozen reference policy.
       weight: f[N, R] or f[N], stop-gradient importance correction.
       pair: i32[M, 2], samples (real or chosen, generated or rejected); -1 is padding.
+      allowed: (table b[S, V], state i32[N, R]): log-probs are renormalised over the tokens that table[state] allows;
+        see rlalign.strings.
     """
 
     packed: Packed
@@ -78,6 +80,7 @@ class Batch(NamedTuple):
     ref_logp: Array | None = None
     weight: Array | None = None
     pair: Array | None = None
+    allowed: tuple[Array, Array] | None = None
 
 
 class StopReason(enum.IntEnum):

@@ -38,7 +38,7 @@ DOCTESTED = (
 TIERS = [
     {"types", "checks", "compat", "hosts"},
     {"forest", "bins", "advantages", "losses", "logprobs"},
-    {"algorithms"},
+    {"algorithms", "strings"},
     {"models", "rollout", "train"},
     {"rewards", "envs", "clinical"},
     {"evaluation"},

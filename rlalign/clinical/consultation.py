@@ -9,7 +9,7 @@
 Turns are those of dialogue.py: a sentence and an action; of what the agent says, lines that are actions count. Three
 tasks are rewarded: which test to ask for (confirmation), what its results mean (interpretation, a turn of its own), and
 the diagnosis (class-sensitive). Reject sampling has its place where answers are sampled: sample(allowed=...) of the
-orders in `admissible` (rlalign.rollout.strings); here an order that brings nothing new changes nothing.
+orders in `admissible` (rlalign.strings); here an order that brings nothing new changes nothing.
 """
 
 from collections.abc import Mapping, Sequence

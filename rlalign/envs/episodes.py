@@ -9,7 +9,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -19,6 +19,7 @@ from rlalign.envs.protocol import End, Observation, Transition
 from rlalign.envs.worlds import Copies, Lost
 from rlalign.models.decoder import Decoder
 from rlalign.rollout import SampleConfig, sample
+from rlalign.strings import Allowed, allowed_strings
 from rlalign.types import Params, Prompt, Rollouts
 
 
@@ -179,6 +180,7 @@ def play(
     seed: int,
     step: int,
     attempt: int = 0,
+    write: Callable[[str], Sequence[int]] | None = None,
     sampler: Callable[..., Rollouts] = sample,
     mesh: Mesh | None = None,
 ) -> list[Episode]:
@@ -193,6 +195,8 @@ def play(
       parse: what its answer does.
       decode: token ids without the end token -> text.
       config: Episodes.
+      write: an admissible action -> token ids without the end token. Answers are then drawn from what is admissible
+        alone (reject sampling, exactly; see rlalign.strings); None: any text.
       attempt: tells several plays of one step apart.
 
     Returns:
@@ -200,7 +204,8 @@ def play(
       `end`, and raises nothing.
 
     Raises:
-      ValueError: too few copies in `worlds`, or no first prompt that fits.
+      ValueError: too few copies in `worlds`, or no first prompt that fits; with `write` an observation that admits
+        nothing.
     """
     table, sampling = _Table(worlds, tasks, config), config.sampling
     for taken in range(config.max_steps):
@@ -210,8 +215,11 @@ def play(
         asked = [Prompt(table.name(copy, taken, attempt), prompt) for copy, prompt in prompts.items()]
         # Live copies come in all numbers; programs for the powers of two will do.
         room = (1 << (len(asked) - 1).bit_length(), config.max_prompt)
-        shape = {"at_least": room} if sampler is sample else {}
-        rollouts = sampler(decoder, params, asked, seed=seed, step=step, config=sampling, mesh=mesh, **shape)
+        how: dict[str, Any] = {"at_least": room} if sampler is sample else {}
+        if write is not None:
+            seen = [table.live[copy].observation for copy in prompts]
+            how["allowed"] = admissible_strings(seen, write, decoder.config.vocab_size, sampling)
+        rollouts = sampler(decoder, params, asked, seed=seed, step=step, config=sampling, mesh=mesh, **how)
         turns = {}
         for row, copy in enumerate(prompts):
             seen = table.live[copy].observation
@@ -224,6 +232,14 @@ def play(
         for copy, turn in turns.items():
             table.settle(copy, turn, after[copy], taken + 1 == config.max_steps)
     return [table.done[copy] for copy in range(table.count)]
+
+
+def admissible_strings(
+    seen: Sequence[Observation], write: Callable[[str], Sequence[int]], vocab_size: int, sampling: SampleConfig
+) -> Allowed:
+    """What each observation admits, as token ids; the first of sampling.eos_ids ends an answer."""
+    strings = [[write(action) for action in observation.admissible] for observation in seen]
+    return allowed_strings(strings, vocab_size=vocab_size, eos=sampling.eos_ids[0])
 
 
 def _answer(rollouts: Rollouts, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

@@ -11,10 +11,11 @@ import numpy as np
 from rlalign.advantages import anchor_ids, group_in_group, past_ids, per_trajectory, step_metrics
 from rlalign.algorithms import Algorithm
 from rlalign.algorithms.registry import episode_and_step
-from rlalign.envs.episodes import Episode, Episodes
+from rlalign.envs.episodes import Episode, Episodes, admissible_strings
 from rlalign.forest import bucket
+from rlalign.strings import Allowed
 from rlalign.train.batch import make_batch
-from rlalign.types import Batch, Packed, Prompt, Rewards, Rollouts
+from rlalign.types import Batch, Prompt, Rewards, Rollouts
 
 
 class Rows(NamedTuple):
@@ -29,6 +30,7 @@ class Rows(NamedTuple):
       past: i32[N, K + 1], for hierarchy_of_groups.
       penalty: f32[N].
       count: rows that are steps; the others are padding.
+      allowed: the strings that answers were drawn from; None where any text could be said.
     """
 
     prompts: list[Prompt]
@@ -41,10 +43,22 @@ class Rows(NamedTuple):
     past: np.ndarray
     penalty: np.ndarray
     count: int
+    allowed: Allowed | None = None
 
 
-def rows_of(episodes: Sequence[Episode], config: Episodes) -> Rows:
+def rows_of(
+    episodes: Sequence[Episode],
+    config: Episodes,
+    *,
+    write: Callable[[str], Sequence[int]] | None = None,
+    vocab_size: int = 0,
+) -> Rows:
     """The rows of episodes, padded to what the longest ones would give, so that all batches have one shape.
+
+    Args:
+      episodes, write: of `play`.
+      config: theirs.
+      vocab_size: V, where there is `write`.
 
     Raises:
       ValueError: no episodes.
@@ -70,6 +84,10 @@ def rows_of(episodes: Sequence[Episode], config: Episodes) -> Rows:
     trajectory[count:] = len(episodes)
     prompts = [Prompt(row, turn.prompt) for row, (*_, turn) in enumerate(turns)]
     prompts += [Prompt(row, prompts[0].tokens if prompts else np.zeros(1, np.int32)) for row in range(count, size)]
+    allowed = None
+    if write is not None:
+        allowed = admissible_strings([turn.observation for *_, turn in turns], write, vocab_size, config.sampling)
+        allowed = allowed._replace(start=np.pad(allowed.start, (0, size - count)))
     anchor, past = _states(episodes, turns, trajectory[:count], step[:count], config)
     pad = lambda x: np.concatenate([x, np.zeros((size - count, *x.shape[1:]), x.dtype)])
     return Rows(
@@ -83,6 +101,7 @@ def rows_of(episodes: Sequence[Episode], config: Episodes) -> Rows:
         pad(past),
         penalty,
         count,
+        allowed,
     )
 
 
@@ -135,7 +154,7 @@ def episode_batch(
     row_length: int,
     parts: int = 1,
     num_rows: int | None = None,
-    reference: Callable[[Packed], np.ndarray] | None = None,
+    reference: Callable[..., np.ndarray] | None = None,
 ) -> Batch:
     """Advantages of all steps, and their prompts and answers packed; see make_batch.
 
@@ -161,6 +180,7 @@ def episode_batch(
         num_rows=num_rows,
         reference=reference,
         fields={name: getattr(rows, name) for name in taken},
+        allowed=rows.allowed,
     )
 
 

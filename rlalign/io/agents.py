@@ -47,6 +47,7 @@ def fit_agent(
     parse: Parse,
     decode: Callable[[np.ndarray], str],
     algorithm: Algorithm | None = None,
+    write: Callable[[str], Sequence[int]] | None = None,
     sampler: Callable[..., Rollouts] = sample,
     mesh: Mesh | None = None,
     allow_change: Sequence[str] = (),
@@ -64,6 +65,7 @@ def fit_agent(
       parse: what its answer does: tagged, bare, or a function of your own.
       decode: token ids without the end token -> text.
       algorithm: in place of ALGORITHMS[config.algorithm].
+      write: see play: answers are one of what is admissible, and training renormalises over it too.
       sampler: what answers prompts, called as `sample` is; its log-probs must be the trainer's.
       mesh: see make_mesh; `params` must lie on it.
       allow_change: dotted names of settings that may differ from those that the run in config.folder was started with.
@@ -85,11 +87,12 @@ def fit_agent(
     reference = without_lora(params) if algorithm.needs_reference else None
     named = [Prompt(task, np.array([task])) for task in tasks]
     shown = {**worlds.made_from, "form": form, "parse": parse, "decode": decode}
+    shown |= {} if write is None else {"write": write}
     known = run_identity(decoder, algorithm, params, named, None) | {"worlds": plain(shown)}
     known |= {"eval_seeds": list(map(int, eval_tasks))}
     saved = json.loads(json.dumps(dataclasses.asdict(config) | known))
     optimizer = make_optimizer(config.optimizer)
-    how = {"form": form, "parse": parse, "decode": decode, "sampler": sampler}
+    how = {"form": form, "parse": parse, "decode": decode, "write": write, "sampler": sampler}
     run = Player(
         config, algorithm, decoder, reference, worlds, tasks, eval_tasks, optimizer=optimizer, mesh=mesh, **how
     )

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,15 @@ class Player:
         *,
         optimizer: Any,
         mesh: Mesh | None,
+        write: Callable[[str], Sequence[int]] | None,
         **how: Any,
     ):
         self.config, self.algorithm, self.decoder, self.worlds = config, algorithm, decoder, worlds
         self.tasks, self.eval_tasks = list(tasks), list(eval_tasks)[: config.eval_tasks]
-        self.play = functools.partial(play, decoder, worlds=worlds, mesh=mesh, **how)
+        self.play = functools.partial(play, decoder, worlds=worlds, mesh=mesh, write=write, **how)
+        self.rows = functools.partial(
+            rows_of, config=config.episodes, write=write, vocab_size=decoder.config.vocab_size
+        )
         update = make_train_step(decoder, algorithm, optimizer, mesh=mesh, microbatches=config.microbatches)
         rate = config.optimizer.learning_rate
         self.update = Updates(update, max_bad_steps=config.max_bad_steps, learning_rate=rate)
@@ -67,7 +71,7 @@ class Player:
             episodes, played = self._episodes(state.params, step)
         self._check_lost(played)
         with clock("group"):
-            rows = rows_of(episodes, config.episodes)
+            rows = self.rows(episodes)
             about = group_metrics(self.algorithm, rows)
         with clock("pack"):
             pack = functools.partial(

@@ -20,7 +20,7 @@ from rlalign.hosts import fetch, put
 from rlalign.models.decoder import Decoder
 from rlalign.rollout.cache import Prefix, Suffix, attend_decode, attend_prefill, empty_prefix, empty_suffix
 from rlalign.rollout.config import SampleConfig
-from rlalign.rollout.strings import Allowed, check_fits, follow
+from rlalign.strings import Allowed, check_fits, follow
 from rlalign.train.mesh import ROWS, AnyMesh, gather_embedding, gather_params, row_shards, shard_decoder
 from rlalign.types import Params, Prompt, Rollouts, StopReason, TokenForest
 
@@ -262,7 +262,8 @@ def sample(
     for i, p in enumerate(tokens):
         token[i, : len(p)], length[i], ids[i] = p, len(p), int(prompt_ids[i]) % 2**32
     if allowed is not None:
-        check_fits(allowed, len(tokens), decoder.config.vocab_size, config)
+        sizes = {"prompts": len(tokens), "vocab_size": decoder.config.vocab_size}
+        check_fits(allowed, **sizes, eos_ids=config.eos_ids, max_tokens=config.max_new_tokens)
         allowed = allowed._replace(start=np.pad(allowed.start, (0, count - len(tokens))))
     arrays = (token, length, real, ids)
     if mesh is not None:

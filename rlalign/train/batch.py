@@ -11,6 +11,7 @@ import numpy as np
 
 from rlalign.algorithms import NEEDS, Algorithm
 from rlalign.forest import pack
+from rlalign.strings import Allowed, states
 from rlalign.types import Array, Batch, Packed, Rewards, Rollouts
 
 MAX_LOG_WEIGHT = 20.0  # where log pi_ref / pi_old of a whole response is cut
@@ -39,9 +40,10 @@ def make_batch(
     row_length: int = 4096,
     parts: int = 1,
     num_rows: int | None = None,
-    reference: Callable[[Packed], np.ndarray] | None = None,
-    old_policy: Callable[[Packed], np.ndarray] | None = None,
+    reference: Callable[..., np.ndarray] | None = None,
+    old_policy: Callable[..., np.ndarray] | None = None,
     fields: Mapping[str, Array] | None = None,
+    allowed: Allowed | None = None,
 ) -> Batch:
     """Advantages of the whole batch, and its samples packed with their prompts stored once.
 
@@ -57,6 +59,8 @@ def make_batch(
         engine, another precision): they become old_logp, and algorithm.correction weighs the difference.
       fields: the arrays that `algorithm.needs` (besides "mask" and "weight") and `algorithm.optional` name; "group"
         replaces the prompt as the group of each sample. "terms" are by default those of `rewards`, in their order.
+      allowed: what `sample` was given, of the same prompts; reference and old_policy are then called with
+        allowed=Batch.allowed.
 
     Returns:
       Batch of N samples in the order of `rollouts`, with the weights of algorithm.correction: exactly 1 without top-k,
@@ -78,8 +82,10 @@ def make_batch(
     packed = pack_rollouts(prompts, rollouts, valid, row_length=row_length, parts=parts, num_rows=num_rows)
     if algorithm.needs_reference and reference is None:
         raise ValueError("this algorithm compares with a reference: make_batch needs reference=, a scorer of it")
-    ref_logp = reference(packed) if reference is not None and algorithm.needs_reference else None
-    old_logp = rollouts.logp if old_policy is None else old_policy(packed)
+    table = None if allowed is None else (allowed.table, states(allowed, rollouts))
+    how = {} if table is None else {"allowed": table}
+    ref_logp = reference(packed, **how) if reference is not None and algorithm.needs_reference else None
+    old_logp = rollouts.logp if old_policy is None else old_policy(packed, **how)
     given = {"mask": packed.mask, "weight": _reference_ratio(old_logp, ref_logp, packed.mask), **fields}
     for name in algorithm.needs:
         if given.get(name) is None:
@@ -101,7 +107,7 @@ def make_batch(
     weight = None
     if algorithm.correction is not None:
         weight = np.asarray(_correction(algorithm)(old_logp, rollouts.behaviour_logp, packed.mask)[0])
-    return Batch(packed, advantage=advantage, old_logp=old_logp, ref_logp=ref_logp, weight=weight)
+    return Batch(packed, advantage=advantage, old_logp=old_logp, ref_logp=ref_logp, weight=weight, allowed=table)
 
 
 def _terms(algorithm: Algorithm, rewards: Rewards | np.ndarray, valid: np.ndarray) -> dict[str, Array]:

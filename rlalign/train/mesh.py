@@ -185,26 +185,42 @@ def shard_decoder(decoder: Decoder, mesh: Mesh | None) -> Decoder:
     return dataclasses.replace(decoder, attention=attention, plan=plan, decode=decode)
 
 
-def local_logprobs(hidden, head, forest: TokenForest, node, *, mesh: Mesh | None, temperature: float, softcap=None):
+def local_logprobs(
+    hidden,
+    head,
+    forest: TokenForest,
+    node,
+    *,
+    mesh: Mesh | None,
+    temperature: float,
+    softcap=None,
+    allowed=None,
+):
     """token_logprobs with nodes counted inside a part: node i32[S, M, R] -> (logp, entropy) f[S * M, R].
 
-    The vocabulary is cut over the tensor axis, as the head's parameters are; four numbers a token cross it.
+    The vocabulary is cut over the tensor axis, as the head's parameters are; four numbers a token cross it. With
+    allowed=(table b[S, A, V], state i32[S, M, R]), each part its own table, it is not cut, and the form is "xla".
     """
     parts, samples, response = node.shape
     vocab, shards = head.shape[1], 1 if mesh is None else mesh.shape["tensor"]
     axis = {} if shards == 1 else {"axis_name": "tensor", "vocab": vocab}
 
-    def run(hidden, head, forest, node):
-        flat = node.reshape(-1, response)
-        scored = token_logprobs(hidden, head, forest, flat, temperature=temperature, softcap=softcap, **axis)
-        return tuple(x.reshape(node.shape) for x in scored)
+    if allowed is not None and shards > 1:
+        raise ValueError(f"allowed strings and tensor={shards}: a table of tokens is not cut; use data and fsdp")
+
+    def run(hidden, head, forest, node, allowed):
+        flat, only = node.reshape(-1, response), {}
+        if allowed is not None:
+            only = {"allowed": (allowed[0][0], allowed[1].reshape(flat.shape)), "backend": "xla"}
+        how = {"temperature": temperature, "softcap": softcap, **axis, **only}
+        return tuple(x.reshape(node.shape) for x in token_logprobs(hidden, head, forest, flat, **how))
 
     if mesh is not None:
         rows = P(ROWS, None, None)
-        specs = (rows, P(None, "tensor"), P(ROWS, None), rows)
+        specs = (rows, P(None, "tensor"), P(ROWS, None), rows, rows)
         run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
         head = jnp.pad(head, ((0, 0), (0, -vocab % shards)))
-    return tuple(x.reshape(parts * samples, response) for x in run(hidden, head, forest, node))
+    return tuple(x.reshape(parts * samples, response) for x in run(hidden, head, forest, node, allowed))
 
 
 def local_likeliest(hidden, head, forest: TokenForest, node, *, mesh: Mesh | None, chunk: int = 128):

@@ -25,7 +25,7 @@ def batch_loss(decoder: Decoder, algorithm: Algorithm, mesh, params, batch: Batc
         return loss, jax.lax.stop_gradient(metrics | {"loss": loss})
     how = {"mesh": mesh, "temperature": algorithm.temperature, "softcap": decoder.config.logit_softcap}
     logp, entropy = local_logprobs(
-        decoder.apply(params, forest), decoder.head(params), forest, batch.packed.node, **how
+        decoder.apply(params, forest), decoder.head(params), forest, batch.packed.node, allowed=batch.allowed, **how
     )
 
     def flat(x: Any) -> Any:

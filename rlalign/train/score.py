@@ -19,13 +19,14 @@ from rlalign.train.mesh import (
     shard_decoder,
 )
 from rlalign.train.step import arrange
-from rlalign.types import Batch, Packed, Params, Prompt, Rollouts, TokenForest
+from rlalign.types import Array, Batch, Packed, Params, Prompt, Rollouts, TokenForest
 
 
 def make_scorer(
     decoder: Decoder, *, temperature: float = 1.0, mesh: Mesh | None = None, microbatches: int = 1
-) -> Callable[[Params, Packed], np.ndarray]:
-    """score(params, packed) -> logp f[N, R], without gradient: for ref_logp, and for old_logp of an outside sampler.
+) -> Callable[..., np.ndarray]:
+    """score(params, packed, allowed=None) -> logp f[N, R], without gradient: for ref_logp, and for old_logp of an
+    outside sampler; `allowed` is Batch.allowed.
 
     Args:
       decoder: the model.
@@ -40,13 +41,13 @@ def make_scorer(
         def one(part: Batch) -> jax.Array:
             forest, hidden, node = _forward(model, params, part, mesh)
             how = {"mesh": mesh, "temperature": temperature, "softcap": model.config.logit_softcap}
-            logp, _ = local_logprobs(hidden, model.head(params), forest, node, **how)
+            logp, _ = local_logprobs(hidden, model.head(params), forest, node, allowed=part.allowed, **how)
             return logp.reshape(node.shape)
 
         return jax.lax.map(one, batch) if microbatches > 1 else one(_first(batch))[None]
 
-    def score(params: Params, packed: Packed) -> np.ndarray:
-        by_part = run(params, arrange(Batch(packed), microbatches, mesh))
+    def score(params: Params, packed: Packed, allowed: tuple[Array, Array] | None = None) -> np.ndarray:
+        by_part = run(params, arrange(Batch(packed, allowed=allowed), microbatches, mesh))
         return _in_order(by_part, packed, mesh, np.shape(packed.mask))
 
     return score

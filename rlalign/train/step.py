@@ -76,7 +76,11 @@ def split_batch(batch: Batch, parts: int) -> Batch:
         return np.where(live.reshape(live.shape + (1,) * (x.ndim - 2)), x, 0)
 
     fields = {name: part(getattr(batch, name)) for name in ("advantage", "old_logp", "ref_logp", "weight")}
-    return Batch(packed, **fields, pair=_split_pairs(batch.pair, sample))
+    allowed = None
+    if batch.allowed is not None:  # every part has the whole table
+        table, state = batch.allowed
+        allowed = np.broadcast_to(np.asarray(table), (parts, *table.shape)), part(state)
+    return Batch(packed, **fields, pair=_split_pairs(batch.pair, sample), allowed=allowed)
 
 
 def _split_pairs(pair, sample: np.ndarray):
@@ -260,7 +264,7 @@ def _on_trained(update, state: TrainState, batch: Batch) -> tuple[TrainState, Me
 
 def _check_fields(algorithm: Algorithm, batch: Batch) -> None:
     token = "f[N, R]"
-    expect(
+    sizes = expect(
         mask=(batch.packed.mask, "b[N, R]"),
         node=(batch.packed.node, "i[N, R]"),
         advantage=(batch.advantage, f"f[N]|{token}"),
@@ -269,6 +273,9 @@ def _check_fields(algorithm: Algorithm, batch: Batch) -> None:
         weight=(batch.weight, f"f[N]|{token}"),
         pair=(batch.pair, "i[M, P]"),
     )
+    if batch.allowed is not None:
+        table, state = batch.allowed
+        expect(bind=sizes, allowed_table=(table, "b[S, V]"), allowed_state=(state, "i[N, R]"))
     if batch.pair is not None and batch.pair.shape[1] != 2:
         raise ValueError(f"pair has shape {batch.pair.shape}, expected i32[M, 2]")
     if algorithm.data == "labels" and isinstance(batch.advantage, np.ndarray):

@@ -95,6 +95,24 @@ def sampled(form=REBUILT, tasks=tuple(TASKS)):
         return play(DECODER, params, worlds, list(tasks), **how)
 
 
+def test_answers_are_one_of_what_is_admissible():
+    with Worlds(Corridor, copies=12, arguments={"length": 2, "horizon": 4}) as worlds:
+        how = {"form": REBUILT, "parse": bare, "decode": WORDS.decode, "config": SETTINGS, "seed": 5, "step": 2}
+        found = play(DECODER, DECODER.init(0), worlds, list(TASKS), write=WORDS.encode, **how)
+    turns = [turn for episode in found for turn in episode.turns]
+    assert {turn.text for turn in turns} == {"left", "right"}
+    assert all(turn.valid for turn in turns)
+    rows = rows_of(found, SETTINGS, write=WORDS.encode, vocab_size=len(WORDS))
+    batch = episode_batch(dataclasses.replace(of_steps(ALGORITHMS["gigpo"]), kl_coef=0.0), rows, row_length=64)
+    table, state = batch.allowed
+    forest, node = batch.packed.forest, batch.packed.node
+    hidden, head = jax.jit(DECODER.apply)(DECODER.init(0), forest), DECODER.head(DECODER.init(0))
+    logp, _ = ra.token_logprobs(hidden, head, forest, node, allowed=(table, state))
+    np.testing.assert_allclose(np.where(batch.packed.mask, logp, 0), batch.old_logp, atol=2e-5)
+    with Worlds(Silent, copies=12) as worlds, pytest.raises(ValueError, match=r"^strings\[0\] is empty"):
+        play(DECODER, DECODER.init(0), worlds, list(TASKS), write=WORDS.encode, **how)
+
+
 def test_episodes_end_each_in_its_own_way_and_cost_nothing_afterwards():
     rounds = [["right", "left", "raise", "right"], ["right", "left", "right"], ["right", "left", "left"]]
     rounds += [["left", "left"], ["left"] * 2]

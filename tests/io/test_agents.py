@@ -43,6 +43,17 @@ def config(folder, **changes):
     return dataclasses.replace(base, **changes)
 
 
+def test_answers_drawn_from_what_is_admissible_and_trained_so(tmp_path):
+    run(config(tmp_path, minibatches=2, num_rows=None), parse=bare, write=WORDS.encode)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert all(row["invalid_actions"] == 0 for row in rows[:-1])
+    assert all(row["first_ratio_error"] <= 1e-4 and row["first_kl"] <= 1e-4 for row in rows[:1])
+    assert rows[0]["entropy"] < 0.7  # of two actions, log 2 and the ends that are sure: not of the vocabulary
+    free = tmp_path / "free"
+    run(config(free), parse=bare)
+    assert read_metrics(free / "metrics.jsonl")[0]["invalid_actions"] > 0.5
+
+
 class Failing(Corridor):
     """A corridor that is out of order for odd tasks."""
 

@@ -1,21 +1,34 @@
 """Responses that are one of their prompt's strings: what is drawn, and with which log-probs."""
 
 import collections
+import dataclasses
+import functools
 import itertools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlalign.algorithms import ALGORITHMS
 from rlalign.logprobs import token_logprobs
 from rlalign.models.decoder import Decoder
-from rlalign.rollout import SampleConfig, allowed_strings, sample
-from rlalign.rollout.strings import longest_string, states
-from rlalign.train import make_mesh, pack_rollouts, place_params
+from rlalign.rollout import SampleConfig, sample
+from rlalign.strings import allowed_strings, longest_string, states
+from rlalign.train import (
+    init_state,
+    make_batch,
+    make_mesh,
+    make_scorer,
+    make_train_step,
+    pack_rollouts,
+    place_params,
+)
 from rlalign.types import Rollouts
 from tests.tiny import QWEN3, random_params
 
@@ -117,6 +130,32 @@ def test_gradients_of_what_is_not_allowed_are_zero():
     used = {token for own in STRINGS for text in own for token in (*text, EOS)}
     assert not slope[:, [token for token in range(VOCAB) if token not in used]].any()
     assert slope[:, sorted(used)].any()
+
+
+def test_a_step_is_the_same_in_parts_and_on_a_mesh():
+    allowed, rollouts = draw()
+    reward = np.random.default_rng(0).normal(size=18)
+    algorithm, optimizer = dataclasses.replace(ALGORITHMS["grpo"], temperature=0.8, kl_coef=0.1), optax.sgd(1.0)
+    mesh, found = make_mesh(data=2, fsdp=2), []
+    for on, micro in ((None, 1), (None, 2), (mesh, 1)):
+        params = PARAMS if on is None else place_params(PARAMS, on)
+        score = functools.partial(make_scorer(DECODER, temperature=0.8, mesh=on, microbatches=micro), params)
+        parts = micro * (1 if on is None else 4)
+        how = {"row_length": 64, "parts": parts, "reference": score, "old_policy": score, "allowed": allowed}
+        batch = make_batch(algorithm, PROMPTS, rollouts, reward, **how)
+        np.testing.assert_allclose(batch.old_logp, np.where(rollouts.mask, rollouts.logp, 0), atol=2e-5)
+        step = make_train_step(DECODER, algorithm, optimizer, mesh=on, microbatches=micro)
+        state, metrics = step(init_state(DECODER, params, optimizer), batch)
+        found.append(jax.tree.map(np.asarray, state.params))
+        assert metrics["ratio_error"] < 1e-4
+        assert metrics["kl"] < 1e-6
+    for other in found[1:]:
+        chex.assert_trees_all_close(found[0], other, atol=1e-6)
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (found[0], PARAMS)), strict=True)) > 1e-3
+    cut = make_mesh(data=2, fsdp=2, tensor=2)
+    state = init_state(DECODER, place_params(PARAMS, cut), optimizer)
+    with pytest.raises(ValueError, match=r"^allowed strings and tensor=2: a table of tokens is not cut"):
+        make_train_step(DECODER, algorithm, optimizer, mesh=cut)(state, batch)
 
 
 def test_what_is_refused():

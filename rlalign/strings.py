@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlalign.forest import bucket
-from rlalign.rollout.config import SampleConfig
 from rlalign.types import Array, Rollouts
 
 
@@ -92,19 +91,17 @@ def _check(prompt: int, own: frozenset[tuple[int, ...]], vocab_size: int, eos: i
         )
 
 
-def check_fits(allowed: Allowed, prompts: int, vocab_size: int, config: SampleConfig) -> None:
+def check_fits(allowed: Allowed, *, prompts: int, vocab_size: int, eos_ids: Sequence[int], max_tokens: int) -> None:
     """ValueError where a call of `sample` could not say these strings to their ends."""
     if len(allowed.start) != prompts:
         raise ValueError(f"allowed is of {len(allowed.start)} prompts, and there are {prompts}: one start a prompt")
     if allowed.table.shape[1] != vocab_size:
         raise ValueError(f"allowed is of {allowed.table.shape[1]} tokens, the vocabulary has {vocab_size}")
     last = {int(token) for token in np.unique(allowed.token[(allowed.token >= 0) & (allowed.after == 0)])}
-    if not last <= set(config.eos_ids):
-        raise ValueError(f"allowed strings end with {sorted(last)}, and sampling with eos_ids={config.eos_ids}")
-    if (longest := longest_string(allowed)) > config.max_new_tokens:
-        raise ValueError(
-            f"max_new_tokens is {config.max_new_tokens}, and an allowed string has {longest} tokens with its end"
-        )
+    if not last <= set(eos_ids):
+        raise ValueError(f"allowed strings end with {sorted(last)}, and sampling with eos_ids={tuple(eos_ids)}")
+    if (longest := longest_string(allowed)) > max_tokens:
+        raise ValueError(f"max_new_tokens is {max_tokens}, and an allowed string has {longest} tokens with its end")
 
 
 def longest_string(allowed: Allowed) -> int:
