@@ -8,8 +8,9 @@
 
 Turns are those of dialogue.py: a sentence and an action; of what the agent says, lines that are actions count. Three
 tasks are rewarded: which test to ask for (confirmation), what its results mean (interpretation, a turn of its own), and
-the diagnosis (class-sensitive). Reject sampling has its place where answers are sampled: sample(allowed=...) of the
-orders in `admissible` (rlalign.strings); here an order that brings nothing new changes nothing.
+the diagnosis (class-sensitive). Here an order that brings nothing new changes nothing. Reject sampling has its place
+where answers are sampled: with panels=False an order is one test, what can be done is finite, and `admissible` has all
+of it, so that fit_agent(write=...) draws from it alone, exactly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from rlalign.clinical.healthy import CODES
 from rlalign.clinical.inquiry import HORIZON, learn, new_tests, truth
 from rlalign.clinical.loinc import TESTS
 from rlalign.clinical.posterior import Exact, action_names
-from rlalign.clinical.reference import interpret
+from rlalign.clinical.reference import WORDS, interpret
 from rlalign.clinical.scores import cross_entropy, diagnosis_reward
 from rlalign.envs.protocol import Info, Observation, Transition
 
@@ -51,6 +52,8 @@ class Consultation:
 
     Args:
       horizon: orders until only a diagnosis is left.
+      panels: whether panels can be asked for. If not, `admissible` is complete: orders, a meaning with at most one
+        diagnosis that it argues for, one diagnosis, abstaining.
       interprets: whether the agent says what results mean before it goes on.
       confirmation, interpretation: what these rewards count.
       cost: of an order.
@@ -66,6 +69,7 @@ class Consultation:
         self,
         horizon: int = HORIZON,
         *,
+        panels: bool = True,
         interprets: bool = True,
         confirmation: float = 0.3,
         interpretation: float = 0.1,
@@ -75,7 +79,8 @@ class Consultation:
     ):
         if horizon < 1:
             raise ValueError(f"Consultation: horizon is {horizon}, must be at least 1")
-        self._rules = generator.rules(horizon)
+        self._rules = generator.rules(horizon, panels=panels)
+        self._complete = not panels
         self._exact = Exact(self._rules)
         self._names = action_names(self._rules)[: self._rules.stop]
         self._interprets, self._abstain, self._cost = interprets, abstain, cost
@@ -179,16 +184,19 @@ class Consultation:
         return Observation(text, TASK, self._left(), anchor)
 
     def _left(self) -> tuple[str, ...]:
-        """The actions that would do something; of diagnoses and meanings one each, as examples of their form."""
+        """The actions that would do something; with panels, of diagnoses and meanings one each, for their form."""
         if self._over:
             return ()
         if self._waiting:
-            return tuple(action(Means(CODES[k], "normal")) for k in self._waiting)
+            words = tuple(WORDS) if self._complete else ("normal",)
+            towards = ((), *((code,) for code in CATEGORIES)) if self._complete else ((),)
+            return tuple(action(Means(CODES[k], w, to)) for k in self._waiting for w in words for to in towards)
         known, orders = np.asarray(self._known)[0], []
         if self._orders < self._rules.horizon:
             fresh = [(row >= 0) & ~known[np.maximum(row, 0)] for row in np.asarray(self._rules.members)]
             orders = [action(Asks(name)) for name, new in zip(self._names, fresh, strict=True) if new.any()]
-        return (*orders, action(Diagnoses((CATEGORIES[0],))), action(Abstains()))
+        named = CATEGORIES if self._complete else CATEGORIES[:1]
+        return (*orders, *(action(Diagnoses((code,))) for code in named), action(Abstains()))
 
     def expert(self) -> str | None:
         """Asks for what tells most while that is more than .05 nats, reads results rightly, and diagnoses by Bayes."""

@@ -1,14 +1,19 @@
 """Consultations in words: whole episodes, what each turn earns, and what changes nothing."""
 
 import math
+import string
 
 import numpy as np
 import pytest
 
+import rlalign as ra
 from rlalign.clinical import consultation, diseases
 from rlalign.clinical.consultation import CATEGORIES, interpretation_score
 from rlalign.clinical.dialogue import Abstains, Asks, Diagnoses, Means, Opens, Result, action, parse
+from rlalign.envs.episodes import Episodes, play
+from rlalign.envs.prompting import rebuilt
 from rlalign.envs.protocol import Info, as_observation, as_transition
+from rlalign.envs.worlds import Worlds
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +47,33 @@ def test_an_episode_of_somebody_who_knows(room):
     hit = CATEGORIES[gold] in turn.codes
     assert rewards[-1] == pytest.approx((1 - 0.1 * 4 / 5) if hit else -0.1)
     assert done.info.won == (turn.codes[0] == CATEGORIES[gold])
+
+
+def test_a_policy_of_noise_says_nothing_that_is_not_admissible():
+    """Single tests: everything that may be said is finite, and a decoder with random weights says nothing else."""
+    characters = sorted({*string.printable})
+    encode = lambda text: np.array([characters.index(c) + 1 for c in text], np.int32)
+    decode = lambda ids: "".join(characters[i - 1] for i in ids if i)
+    config = ra.ModelConfig(
+        vocab_size=len(characters) + 1, width=16, layers=1, heads=2, kv_heads=2, head_width=8, mlp_width=32,
+        max_positions=512, tied_head=True,
+    )  # fmt: skip
+    decoder = ra.Decoder(config)
+    settings = Episodes(2, 3, 400, ra.SampleConfig(1, 60, eos_ids=(0,)))
+    form = rebuilt(encode, history=0, render=lambda past, taken, seen: seen.text)
+    how = {"form": form, "parse": lambda text, _: (text, None), "decode": decode, "config": settings, "write": encode}
+    arguments = {"horizon": 2, "panels": False}
+    with Worlds(consultation.Consultation, copies=4, arguments=arguments) as worlds:
+        found = play(decoder, decoder.init(0), worlds, [1, 2], seed=0, step=0, **how)
+    turns = [turn for episode in found for turn in episode.turns]
+    assert all(turn.valid and turn.text in turn.observation.admissible for turn in turns)
+    kinds = {type(parse(turn.text)[0]) for turn in turns}
+    assert kinds >= {Asks, Means}
+    first = turns[0].observation.admissible
+    assert sum(text.startswith('["asks"') for text in first) == 50
+    assert sum(text.startswith('["diagnoses"') for text in first) == len(CATEGORIES)
+    meanings = next(t.observation.admissible for t in turns if type(parse(t.text)[0]) is Means)
+    assert len(meanings) == 5 * (len(CATEGORIES) + 1)
 
 
 def test_what_changes_nothing(room):
