@@ -16,7 +16,8 @@ run, warm-up and measuring included); imitation alone .430, .839, .933; informat
 answered most with yes .419, .647, .807; random .419, .486, .531; every question .991. Reinforcement adds .001 to .005
 to the imitation: the expert it imitates is nearly as good as can be.
 
-The last line on stdout is the result as JSON.
+What each run did with the held-out patients is in FOLDER/seed0/workups.jsonl, and on the page beside it. The last line
+on stdout is the result as JSON.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from rlalign.clinical import baselines
+from rlalign.clinical import baselines, cohort
 from rlalign.clinical.asker import network
 from rlalign.clinical.ddxplus import DdxPlus, read_ddxplus
 from rlalign.clinical.imitation import warm_up
@@ -40,11 +41,14 @@ from rlalign.clinical.scores import class_weights
 from rlalign.clinical.training import Training, init, reinforce
 from rlalign.clinical.trial import report, trial
 from rlalign.evaluation import share
+from rlalign.io.clinical_report import write_clinical_report
 from rlalign.io.experiment import earlier_result, over_seeds, with_preset
 from rlalign.io.files import write_atomic
+from rlalign.io.workups import write_workups
 
 NOTICE = "Research software; not a medical device; not for diagnosis or treatment."
 HELD_OUT = 1_000_003  # the seed of patients that nothing learns from
+BASELINES = "baselines.jsonl"  # their workups, in the folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +106,17 @@ def top_1(ranked: np.ndarray, gold: np.ndarray) -> list:
     return [share(column.astype(float)) for column in hit.T]
 
 
+def people_of(world: DdxPlus, count: int) -> cohort.Cohort:
+    """The held-out patients; of J17 and J18, which are one disease here, the first code stands."""
+    codes = [code.split(",")[0] for code in world.icd]
+    questions = [f"question {k}" for k in range(len(world.questions))]
+    return cohort.Cohort(world.sample(count, HELD_OUT), world.rules, codes, questions)
+
+
 def beside(config: DiallmDdxplus, world: DdxPlus) -> dict[str, dict]:
-    """Who asks otherwise, each with the exact posterior, and every question's answer."""
-    cases, posterior = world.sample(config.held_out, HELD_OUT), world.posterior()
+    """Who asks otherwise, each with the exact posterior, and every question's answer. Writes their workups."""
+    people, posterior = people_of(world, config.held_out), world.posterior()
+    cases, workups = people.cases, []
     often = np.array([world.table[:, first + 1] @ world.prior for first in world.first])  # said yes to
     out = {}
     for asker in baselines.ASKERS:
@@ -112,11 +124,14 @@ def beside(config: DiallmDdxplus, world: DdxPlus) -> dict[str, dict]:
         played = baselines.play(world.rules, cases, posterior, asker, seed=config.seed, frequency=frequency)
         ranked = baselines.ranking(played.posterior)
         out[asker] = {"curve": top_1(ranked, cases.gold), **report(ranked[:, -1], cases.gold, played.posterior[:, -1])}
+        workups += cohort.played(people, asker, played)
     every = baselines.ceiling(cases, posterior)
     ranked = baselines.ranking(every)
     out["ceiling"] = {"curve": top_1(ranked[:, None], cases.gold), **report(ranked, cases.gold, every)}
+    workups += cohort.workups(people, "every question", ranked, every)
     prior = np.tile(world.prior, (config.held_out, 1))
     ranked = baselines.ranking(prior)
+    write_workups(config.folder, workups + cohort.workups(people, "prior", ranked, prior), name=BASELINES)
     return out | {"prior": {"curve": top_1(ranked[:, None], cases.gold), **report(ranked, cases.gold)}}
 
 
@@ -131,7 +146,8 @@ def one_run(config: DiallmDdxplus, world: DdxPlus) -> dict:
     own: dict[str, Any] = {name: getattr(config, name) for name in names}
     own |= {"patients": 4, "samples": 4} if config.preset == "smoke" else {}
     how = Training(**own)
-    cases, held_out = world.sample(config.patients, config.seed), world.sample(config.held_out, HELD_OUT)
+    cases, people = world.sample(config.patients, config.seed), people_of(world, config.held_out)
+    held_out, workups = people.cases, []
     shown = take(cases, slice(0, config.shown))
     expert = baselines.play(world.rules, shown, world.posterior(), "information gain", seed=config.seed)
     asker = network(world.rules, cases, config.width)
@@ -143,12 +159,16 @@ def one_run(config: DiallmDdxplus, world: DdxPlus) -> dict:
         tried = trial(asker, policy, world.rules, held_out)
         out[name] = {"curve": top_1(tried.ranked, held_out.gold), "own": tried.own}
         out[name] |= report(tried.ranked[:, -1], held_out.gold, tried.belief[:, -1])
+        workups = cohort.tried(people, name, tried) + workups  # the page is about the last one
     out["learning"] = {
         name: np.round(values[:: max(len(values) // 20, 1)], 4).tolist() for name, values in curve.items()
     }
     out |= {"seconds": round(time.perf_counter() - begin, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     out |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "jax": jax.__version__}
     write_atomic(done, json.dumps(out))
+    names = dict(zip([*people.codes, *people.actions], [*world.diseases, *world.questions], strict=True))
+    written = write_workups(done.parent, workups)
+    write_clinical_report(written, beside=Path(config.folder, BASELINES), names=names)
     return json.loads(json.dumps(out))
 
 

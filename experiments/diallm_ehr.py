@@ -17,7 +17,8 @@ group's deviation, which cancels class weights, so "std-no-class-weights" should
 confirmation reward that compares with the record in place of the potential, and "dialogues" no reinforcement: it
 imitates its own whole dialogues whose reward is above 0.
 
-The last line on stdout is the result as JSON; with --sweep FOLDER/results.json has all, with intervals over seeds.
+What each run did with the held-out patients is in FOLDER/seed0/full/workups.jsonl, and on the page beside it. The last
+line on stdout is the result as JSON; with --sweep FOLDER/results.json has all, with intervals over seeds.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from rlalign.clinical import baselines
+from rlalign.clinical import baselines, cohort
 from rlalign.clinical.asker import network
 from rlalign.clinical.generator import cases_of, draw_patients, matches, rules
 from rlalign.clinical.imitation import dialogues_above, warm_up
@@ -43,11 +44,14 @@ from rlalign.clinical.scores import class_weights
 from rlalign.clinical.training import Training, init, reinforce
 from rlalign.clinical.trial import abnormal_yield, report, trial
 from rlalign.evaluation import share
+from rlalign.io.clinical_report import write_clinical_report
 from rlalign.io.experiment import earlier_result, over_seeds, with_preset
 from rlalign.io.files import write_atomic
+from rlalign.io.workups import write_workups
 
 NOTICE = "Research software; not a medical device; not for diagnosis or treatment."
 HELD_OUT = 1_000_003  # the seed of patients that nothing learns from
+BASELINES = "baselines.jsonl"  # their workups, in the folder
 Variant = Literal[
     "full",
     "no-reject-sampling",
@@ -133,14 +137,16 @@ def measured(ranked: np.ndarray, gold: np.ndarray) -> dict:
 
 
 def baseline(config: DiallmEhr) -> dict[str, dict]:
-    """Who asks otherwise, and the ceiling; on the held-out patients."""
+    """Who asks otherwise, and the ceiling; on the held-out patients. Writes their workups."""
     by, world = world_of(config.orders, config.panels)
-    cases = cases_of(draw_patients(config.held_out, HELD_OUT))
+    people = cohort.embedded(draw_patients(config.held_out, HELD_OUT), by)
+    cases = people.cases
     ordered = draw_patients(config.patients, config.seed).ordered
     often = np.array([ordered[:, row[row >= 0]].all(axis=1).mean() for row in by.members])
     prior = np.asarray(cases_of(draw_patients(config.patients, config.seed)).gold).mean(axis=0)
     same = np.broadcast_to(prior, (config.held_out, 1, len(prior)))
     out = {"prior": measured(baselines.ranking(same), cases.gold)}
+    workups = cohort.workups(people, "prior", baselines.ranking(same[:, 0]), same[:, 0])
     for asker in baselines.ASKERS:
         frequency = often if asker == "frequency" else None
         played = baselines.play(by, cases, world, asker, seed=config.seed, frequency=frequency)
@@ -148,9 +154,12 @@ def baseline(config: DiallmEhr) -> dict[str, dict]:
         out[asker] |= report(baselines.ranking(played.posterior[:, -1]), cases.gold, played.posterior[:, -1])
         out[asker]["nats"] = [nats(p, cases.gold) for p in np.swapaxes(played.posterior, 0, 1)]
         out[asker]["abnormal"] = abnormal_yield(cases, played.action, by)
+        workups += cohort.played(people, asker, played)
     every = baselines.ceiling(cases, world)
     out["ceiling"] = measured(baselines.ranking(every)[:, None], cases.gold)
     out["ceiling"] |= report(baselines.ranking(every), cases.gold, every) | {"nats": [nats(every, cases.gold)]}
+    workups += cohort.workups(people, "every test", baselines.ranking(every), every)
+    write_workups(config.folder, workups, name=BASELINES)
     return out
 
 
@@ -189,7 +198,8 @@ def one_run(config: DiallmEhr, folder: Path) -> dict:
     (by, world), how = world_of(config.orders, config.panels), training(config)
     patients = draw_patients(config.patients, config.seed)
     cases = cases_of(patients)
-    held_out = cases_of(draw_patients(config.held_out, HELD_OUT))
+    people = cohort.embedded(draw_patients(config.held_out, HELD_OUT), by)
+    held_out, workups = people.cases, []
     asker = network(by, cases, config.width)
     begun = start(dataclasses.replace(config, variant="full", sweep=False))
     count = jnp.asarray(cases.gold.sum(axis=0))
@@ -206,12 +216,16 @@ def one_run(config: DiallmEhr, folder: Path) -> dict:
         out[name] = measured(tried.ranked, held_out.gold) | {"own": tried.own}
         out[name] |= report(tried.ranked[:, -1], held_out.gold, tried.belief[:, -1])
         out[name]["abnormal"] = abnormal_yield(held_out, tried.action[:, : config.orders], by)
+        workups = cohort.tried(people, name, tried) + workups  # the page is about the last one
     out["learning"] = {
         name: np.round(values[:: max(len(values) // 20, 1)], 4).tolist() for name, values in curve.items()
     }
     out |= {"seconds": round(time.perf_counter() - begin, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     out |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "jax": jax.__version__}
     write_atomic(done, json.dumps(out))
+    others = folder / BASELINES
+    written = write_workups(done.with_suffix(""), workups)
+    write_clinical_report(written, beside=others if others.is_file() else None)
     return out
 
 

@@ -13,6 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_plan(commands)
     _add_trajectories(commands)
+    _add_clinical_report(commands)
     asked = parser.parse_args(arguments)
     try:
         return asked.run(asked)
@@ -48,6 +49,21 @@ def _add_trajectories(commands) -> None:
     trajectories = commands.add_parser("trajectories", help=about, description=about)
     trajectories.add_argument("folder", metavar="RUN_FOLDER", help="with episodes.jsonl")
     trajectories.set_defaults(run=write)
+
+
+def _add_clinical_report(commands) -> None:
+    about = "one page of how an asker did on held-out patients, from a file of workups; research only"
+
+    def write(asked: argparse.Namespace) -> int:
+        from rlalign.io.clinical_report import write_clinical_report
+
+        print(write_clinical_report(asked.path, beside=asked.beside))
+        return 0
+
+    report = commands.add_parser("clinical-report", help=about, description=about)
+    report.add_argument("path", metavar="FOLDER_OR_FILE", help="workups, see rlalign.io.workups; or their folder")
+    report.add_argument("--beside", metavar="FILE", help="those of other askers for the same patients")
+    report.set_defaults(run=write)
 
 
 def _plan(asked: argparse.Namespace) -> int:

@@ -32,6 +32,8 @@ DOCTESTED = (
     "envs.prompting",
     "io.mixture",
     "io.experiment",
+    "clinical.workup",
+    "evaluation.disclosure",
 )
 
 # Arrows point to a lower tier. Among models, rollout and train, see ALLOWED.

@@ -12,6 +12,24 @@ from rlalign.clinical.inquiry import Cases, Rules
 from rlalign.clinical.scores import calibration, recalls
 
 
+class Stopped(NamedTuple):
+    """Episodes that end when the policy says so.
+
+    Attributes:
+      action: i32[N, T], orders; -1 after the end.
+      ranked: i32[N, C], the list at the end.
+      belief: f32[N, C], probabilities then.
+      abstains: b[N].
+      rejects: f32[N], candidates that reject sampling turned down, of all orders.
+    """
+
+    action: np.ndarray
+    ranked: np.ndarray
+    belief: np.ndarray
+    abstains: np.ndarray
+    rejects: np.ndarray
+
+
 class Trial(NamedTuple):
     """What a policy did with held-out patients; rows of the last axis are classes.
 
@@ -20,12 +38,14 @@ class Trial(NamedTuple):
       belief: f32[N, T, C], probabilities at the same moments.
       action: i32[N, T], of those orders.
       own: {name: number} of episodes that end when the policy says so: orders, rejects, redundant, abstains, found.
+      stopped: those episodes.
     """
 
     ranked: np.ndarray
     belief: np.ndarray
     action: np.ndarray
     own: dict[str, float]
+    stopped: Stopped
 
 
 def trial(asker: Asker, params: Params, rules: Rules, cases: Cases, *, reject: bool = True, seed: int = 0) -> Trial:
@@ -55,7 +75,14 @@ def trial(asker: Asker, params: Params, rules: Rules, cases: Cases, *, reject: b
         "found": jnp.mean(right),
     }
     ranked = np.argsort(-ranking, axis=-1, kind="stable").astype(np.int32)
-    return Trial(ranked, belief, np.asarray(forced.action), {name: float(x) for name, x in figures.items()})
+    stopped = Stopped(
+        np.where(orders, own.action, -1),
+        np.asarray(own.ranked),
+        np.asarray(own.posterior[:, -1]),
+        np.asarray(own.abstains),
+        np.asarray(jnp.sum(jnp.where(orders, own.rejects, 0), axis=1)),
+    )
+    return Trial(ranked, belief, np.asarray(forced.action), {name: float(x) for name, x in figures.items()}, stopped)
 
 
 def report(ranked: np.ndarray, gold: np.ndarray, belief: np.ndarray | None = None) -> dict[str, float]:

@@ -128,6 +128,56 @@ def share(values: Array, level: float = 0.95) -> Estimate:
     return Estimate(float(v.mean()), max(float(middle - half), 0.0), min(float(middle + half), 1.0))
 
 
+def ratio(hits: Array, of: Array, level: float = 0.95) -> Estimate:
+    """sum_i h_i / sum_i n_i over independent patients or prompts, each with h_i of n_i; the interval is never empty.
+
+        R' = (sum h_i + z^2 / 2) / (sum n_i + z^2),     half = z sqrt(sum (h_i - R' n_i)^2) / (sum n_i + z^2)
+
+    with z^2 / 2 of 0 of 1 and z^2 / 2 of 1 of 1 added, in the second sum too: `share` where every n_i is 1. Hits of one
+    patient may go together. Cut at 0 and 1.
+
+    Args:
+      hits: f[N] or i[N], 0 <= h_i <= n_i.
+      of: i[N], not all of them 0.
+      level: in (0, 1).
+
+    Raises:
+      ValueError: other shapes, hits outside [0, n_i], or all n_i 0.
+    """
+    h, n, z = _vector(hits), _vector(of), _normal(level)
+    if h.shape != n.shape or not ((h >= 0) & (h <= n)).all() or n.sum() == 0:
+        raise ValueError(f"hits {list(h.shape)} of {list(n.shape)}: need 0 <= hits <= of, and some of them above 0")
+    more, total = z * z / 2, float(n.sum()) + z * z
+    middle = (float(h.sum()) + more) / total
+    spread = float(((h - middle * n) ** 2).sum()) + more * (middle**2 + (1 - middle) ** 2)
+    half = z * math.sqrt(spread) / total
+    return Estimate(float(h.sum() / n.sum()), max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def class_mean(hit: Array, gold: Array, level: float = 0.95) -> Estimate:
+    """The mean over classes of h_c / n_c, such as macro recall, with an interval to first order.
+
+        e_i = 1/C sum_c (h_ic - r_c g_ic) / n_c,     half = z sqrt(sum_i e_i^2),     r_c = (h_c + 1) / (n_c + 2)
+
+    Args:
+      hit: b[N, C], what was found of `gold`.
+      gold: b[N, C], each class at least once.
+      level: in (0, 1).
+
+    Raises:
+      ValueError: a class that does not occur.
+    """
+    h, g = np.asarray(hit, np.float64), np.asarray(gold, np.float64)
+    found, count = h.sum(axis=0), g.sum(axis=0)
+    if h.shape != g.shape or not (count > 0).all() or not count.size:
+        raise ValueError(
+            f"hit {list(h.shape)} of gold {list(g.shape)}: need [N, C] twice, and each class at least once"
+        )
+    each = ((h - (found + 1) / (count + 2) * g) / count).mean(axis=1)
+    value, half = float((found / count).mean()), _normal(level) * math.sqrt(float((each**2).sum()))
+    return Estimate(value, max(value - half, 0.0), min(value + half, 1.0))
+
+
 def interval(values: Array, level: float = 0.95) -> Estimate:
     """The mean of numbers, such as one a seed, and Student's interval: mean +- t s / sqrt(n), s with n - 1.
 

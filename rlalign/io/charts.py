@@ -14,6 +14,7 @@ from typing import Any
 from rlalign.io.style import CHART_CSS, PALETTE
 
 Point = tuple[float, float]
+_Table = tuple[str, str, dict[float, float]]  # label, colour, step -> value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,14 @@ def value_range(values: Sequence[float], unit: str = "", *, zero: bool = False) 
 
 
 def chart(
-    series: Sequence[Series], *, label: str, unit: str = "", width: int = 360, height: int = 190, zero: bool = False
+    series: Sequence[Series],
+    *,
+    label: str,
+    unit: str = "",
+    width: int = 360,
+    height: int = 190,
+    zero: bool = False,
+    axis: str = "step",
 ) -> str:
     """One `<svg>` of some curves over steps; each series has at least one point.
 
@@ -141,12 +149,13 @@ def chart(
       label: what the chart shows, for screen readers.
       unit: "%" (values are shares), "s", "×" or "".
       zero: whether the axis starts at 0.
+      axis: what is counted below it.
     """
     shown = {
         s.label: smooth(s.points, max(1, len(s.points) // 40)) if s.style == "smooth" else list(s.points)
         for s in series
     }
-    frame, axes = _axes([s.points for s in series], unit, width, height, zero=zero)
+    frame, axes = _axes([s.points for s in series], unit, width, height, zero=zero, axis=axis)
     body = [axes]
     for s in series:
         if s.style == "smooth":
@@ -155,7 +164,7 @@ def chart(
         if s.style == "dots" or len(s.points) == 1:
             body += [_dot(frame.at(p), s.color, 3) for p in thin(s.points, 60)]
     values = [(s.label, s.color, dict(s.points)) for s in series]
-    return _svg(label, width, height, [*body, *_hits(frame, values, unit, width // 5)])
+    return svg(label, width, height, [*body, *_hits(frame, values, unit, width // 5, axis=axis)])
 
 
 def stacked_chart(series: Sequence[Series], *, label: str, unit: str = "", width: int = 360, height: int = 190) -> str:
@@ -174,7 +183,7 @@ def stacked_chart(series: Sequence[Series], *, label: str, unit: str = "", width
         outline = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in corners) + "Z"
         body.append(f'<path d="{outline}" style="fill:var(--{s.color})" opacity=".78"/>')
     values = [(s.label, s.color, table) for s, table in zip(series, tables, strict=True)]
-    return _svg(label, width, height, [*body, *_hits(frame, values, unit, width // 5, dots=False)])
+    return svg(label, width, height, [*body, *_hits(frame, values, unit, width // 5, dots=False)])
 
 
 def curve_svg(
@@ -224,7 +233,7 @@ def curve_svg(
         f"{html.escape(text)}</text>"
         for y, text, color in _apart(labels, 17)
     ]
-    return _svg(title or key, width, height, [f"<style>{PALETTE}{CHART_CSS}</style>", *body], standalone=True)
+    return svg(title or key, width, height, [f"<style>{PALETTE}{CHART_CSS}</style>", *body], standalone=True)
 
 
 def _heading(title: str, seeds: Sequence[int], width: int, height: int) -> str:
@@ -279,7 +288,7 @@ def _dot(place: Point, color: str, radius: float) -> str:
 
 
 def _hits(
-    frame: Frame, curves: Sequence[tuple[str, str, dict[float, float]]], unit: str, limit: int, *, dots: bool = True
+    frame: Frame, curves: Sequence[_Table], unit: str, limit: int, *, dots: bool = True, axis: str = "step"
 ) -> list[str]:
     """Invisible slices over the chart; hovering one shows a guide and the values of all curves there."""
     steps = sorted({x for _, _, table in curves for x in table})
@@ -291,7 +300,7 @@ def _hits(
     for part, x, (left, right) in zip(slices, centres, itertools.pairwise(edges), strict=True):
         found = [(name, color, [table[s] for s in part if s in table]) for name, color, table in curves]
         here = [(name, color, values[-1]) for name, color, values in found if values]
-        words = [f"step {part[-1]:,.0f}", *[f"{html.escape(name)} {number(value, unit)}" for name, _, value in here]]
+        words = [f"{axis} {part[-1]:,.0f}", *[f"{html.escape(name)} {number(value, unit)}" for name, _, value in here]]
         marks = [_dot(frame.at((part[-1], value)), color, 3.5) for _, color, value in here if dots]
         drawn.append(
             f'<g class="hit"><rect x="{left:.1f}" y="0" width="{right - left:.1f}" height="{frame.bottom:.0f}"/>'
@@ -331,7 +340,7 @@ def _apart(labels: Sequence[tuple[float, str, str]], distance: float) -> list[tu
     return placed
 
 
-def _svg(label: str, width: int, height: int, body: Sequence[str], *, standalone: bool = False) -> str:
+def svg(label: str, width: int, height: int, body: Sequence[str], *, standalone: bool = False) -> str:
     name = ' xmlns="http://www.w3.org/2000/svg"' if standalone else ""
     return (
         f'<svg{name} viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '

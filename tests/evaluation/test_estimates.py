@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlalign.evaluation import interval, pass_at_k, share, wilson, win_rate
+from rlalign.evaluation.estimates import class_mean, ratio
 
 
 @pytest.mark.parametrize("n", range(1, 8))
@@ -147,3 +148,47 @@ def test_a_judge_that_likes_the_first_place_gives_no_rate():
     """Swapped positions: 1/2, never consistent. In one position alone: always won."""
     assert win_rate(np.tile([1.0, 0.0], (20, 1)))[:2] == (share(np.full(20, 0.5)), 0.0)
     assert win_rate(np.ones(20)).rate.value == 1.0
+
+
+@settings(deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_the_ratio_of_single_diagnoses_is_a_share(found):
+    got, want = ratio(found, np.ones(len(found), int)), share(np.array(found, float))
+    np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
+@pytest.mark.parametrize("of", ["ratio", "class_mean"])
+def test_intervals_cover_the_truth(of):
+    """4,000 samples of 80 patients with one to three of four diagnoses, found together or not."""
+    rng = np.random.default_rng(0)
+    prior, found = np.array([0.6, 0.5, 0.3, 0.2]), np.array([0.9, 0.6, 0.4, 0.7])
+
+    def draw(count):
+        gold = rng.random((count, 4)) < prior
+        gold[~gold.any(axis=1), 0] = True
+        lucky = rng.random((count, 1)) < 0.3  # all of a patient's diagnoses go together
+        return gold & (lucky | (rng.random((count, 4)) < found)), gold
+
+    def estimate(hit, gold):
+        return class_mean(hit, gold) if of == "class_mean" else ratio(hit.sum(axis=1), gold.sum(axis=1))
+
+    truth = estimate(*draw(400_000)).value
+    inside = [low <= truth <= high for _, low, high in (estimate(*draw(80)) for _ in range(4000))]
+    assert 0.93 < np.mean(inside) < 0.975
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ratio([1, 2], [1, 1]),
+        lambda: ratio([0, 0], [0, 0]),
+        lambda: ratio([1], [1, 1]),
+        lambda: ratio([-1, 1], [1, 1]),
+        lambda: class_mean(np.zeros((3, 2)), np.array([[1, 0]] * 3)),
+        lambda: class_mean(np.zeros((3, 2)), np.ones((3, 3))),
+        lambda: class_mean(np.zeros((3, 0)), np.zeros((3, 0))),
+    ],
+)
+def test_ratios_of_nothing_are_refused(call):
+    with pytest.raises(ValueError, match="need"):
+        call()
