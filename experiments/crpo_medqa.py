@@ -51,6 +51,7 @@ import tyro
 
 import rlalign as ra
 from rlalign.cli import plan_paper
+from rlalign.clinical.dialogue import NOTICE
 from rlalign.envs import clinic
 from rlalign.io.comparison import comparison_svg, write_comparison
 from rlalign.io.experiment import earlier_result, over_seeds, with_preset
@@ -65,8 +66,7 @@ METHODS: dict[str, tuple[str, Callable[..., Any], float]] = {
     "crpo_per_objective": ("crpo_per_objective", crpo, 10.0),
     "grpo": ("grpo", accuracy_alone, 1.0),
 }
-NOTICE = "Research software; not a medical device; not for diagnosis or treatment."
-TERMS = ("accuracy", "reasoning", "consistency")
+TERMS: tuple[str, ...] = ("accuracy", "reasoning", "consistency")
 SHOWN = {"wrong": 0.5, "malformed": 0.3, "detached": 0.5, "foreign": 0.3}  # faults of the traces; see clinic.trace
 ROW, WARM_ROW = 384, 112  # tokens a row of the forest
 EXAMPLE = 56  # tokens of a question of words and an answer, at most
@@ -96,6 +96,7 @@ class CrpoMedqa:
       votes: answers a held-out question, of which the majority is measured at the end.
       folder_model: a Hugging Face folder; empty for a policy from scratch in the clinic of words.
       questions, form: the user's file, and whose records it holds.
+      first_option: of MedMCQA: the number that its first option has, 1 in the paper's files and 0 on the Hub.
       traces: the same records with a response, for the cold start.
       max_prompt, max_answer: tokens, of a folder's model.
       lora_rank: of the cold start; 0 trains all parameters.
@@ -123,6 +124,7 @@ class CrpoMedqa:
     folder_model: str = ""
     questions: str = ""
     form: Literal["medqa", "medmcqa", "medxpertqa"] = "medqa"
+    first_option: Literal[0, 1] = 1
     traces: str = ""
     max_prompt: int = 1024
     max_answer: int = 256
@@ -194,7 +196,8 @@ def in_folder(config: CrpoMedqa) -> Setup:
         raise SystemExit("--folder-model needs --questions, a file of MedQA, MedMCQA or MedXpertQA (--form)")
     tokenizer = ra.load_tokenizer(config.folder_model)
     encode = ra.chat_encoding(tokenizer) if tokenizer.inner.chat_template else ra.plain_encoding(tokenizer)
-    read = read_medical_questions(config.questions, encode, form=config.form, max_tokens=config.max_prompt)
+    kind = {"form": config.form, "first_option": config.first_option}
+    read = read_medical_questions(config.questions, encode, max_tokens=config.max_prompt, **kind)
     print(read.summary(), file=sys.stderr)
     mesh = ra.make_mesh(fsdp=config.fsdp) if config.fsdp > 1 else None
     decoder, params = ra.load_pretrained(config.folder_model, mesh=mesh)
@@ -203,9 +206,7 @@ def in_folder(config: CrpoMedqa) -> Setup:
     prompts = of_split(read, "train")
     if config.traces:
         longest, of_answer = config.max_prompt + config.max_answer, config.max_answer
-        traces = read_medical_demonstrations(
-            config.traces, encode, form=config.form, max_tokens=longest, max_response=of_answer
-        )
+        traces = read_medical_demonstrations(config.traces, encode, max_tokens=longest, max_response=of_answer, **kind)
         known = {prompt.text for prompt in of_split([trace.prompt for trace in traces], "train", half=0)}
         shown = [trace for trace in traces if trace.prompt.text in known]
         prompts = of_split(read, "train", half=1)
@@ -293,7 +294,11 @@ def measured(config: CrpoMedqa, setup: Setup, params: Any) -> dict[str, float]:
     right = [prompt.example["answer"] for prompt in asked]
     voted = [majority_vote(letters[i : i + config.votes]) for i in range(0, len(letters), config.votes)]
     one, many = letter_accuracy(letters, np.repeat(right, config.votes).tolist()), letter_accuracy(voted, right)
+    asking = (prompt.example for prompt in asked for _ in range(config.votes))
+    reasoning = np.array([crpo(text, example)["reasoning"] for text, example in zip(said, asking, strict=True)])
     return {
+        "format": float(np.mean(reasoning >= 1)),
+        "cross_reference": float(np.mean(reasoning > 1)),
         "accuracy": one.of_all,
         "accuracy_of_valid": one.of_valid,
         "valid_ratio": one.valid_ratio,
@@ -309,6 +314,7 @@ def one_run(config: CrpoMedqa) -> dict:
         return found
     setup = in_folder(config) if config.folder_model else in_words(config)
     params = cold_start(config, setup)
+    before = measured(config, setup, params)
     begin, cpu = time.perf_counter(), time.process_time()
     result = reinforce(config, setup, params, folder)
     rows = [row for row in read_metrics(folder / "metrics.jsonl") if "eval_accuracy" in row]
@@ -318,6 +324,7 @@ def one_run(config: CrpoMedqa) -> dict:
         "terms_before": {name: rows[0][f"eval_term_{name}"] for name in TERMS},
         "terms_after": {name: rows[-1][f"eval_term_{name}"] for name in TERMS},
         "curves": {name: {row["step"]: round(row[f"eval_term_{name}"], 4) for row in rows} for name in TERMS},
+        "held_out_before": before,
         "held_out": measured(config, setup, result.state.params),
         "params_sha256": fingerprint(result.state.params),
         "seconds": round(time.perf_counter() - begin, 1),
@@ -335,7 +342,7 @@ def shown(found: dict) -> str:
     return f"{found['method']} seed {found['seed']}: {', '.join(terms)} in {found['seconds']} s"
 
 
-def write_pages(config: CrpoMedqa, results: list[dict]) -> None:
+def write_pages(config: CrpoMedqa, results: list[dict], seconds: float) -> None:
     """results.json, and index.html with a chart and a row of the table for each term."""
     runs = {name: [f"{config.folder}/seed{seed}/{name}" for seed in range(config.seeds)] for name in METHODS}
     groups, metric = dict.fromkeys(TERMS, runs), {term: f"eval_term_{term}" for term in TERMS}
@@ -344,19 +351,30 @@ def write_pages(config: CrpoMedqa, results: list[dict]) -> None:
     write_comparison(config.folder, "CRPO's terms", groups, metric=metric, unit=unit, note=note)
     curve = comparison_svg(runs, "Reasoning term r_CR, held out", metric=metric["reasoning"], unit="")
     write_atomic(Path(config.folder, "reasoning.svg"), curve)
-    table = {
-        name: {
-            "majority_accuracy": over_seeds([one["held_out"]["majority_accuracy"] for one in of]),
-            **{term: over_seeds([one["terms_after"][term] for one in of]) for term in TERMS},
-        }
-        for name, of in ((name, [one for one in results if one["method"] == name]) for name in METHODS)
+    of = {name: [one for one in results if one["method"] == name] for name in METHODS}
+    keys = results[0]["held_out"]
+    right = {name: [one["held_out"]["accuracy"] for one in runs] for name, runs in of.items()}
+    summary = {
+        "command": "python experiments/crpo_medqa.py --sweep",
+        "notice": NOTICE,
+        "seconds": seconds,  # of all that was run in this call
+        "before": {key: over_seeds([one["held_out_before"][key] for one in of["grpo"]]) for key in keys},
+        "methods": {
+            name: {key: over_seeds([one["held_out"][key] for one in runs]) for key in keys}
+            | {term: over_seeds([one["terms_after"][term] for one in runs]) for term in TERMS[1:]}
+            for name, runs in of.items()
+        },
+        "accuracy_above_grpo": {
+            name: over_seeds(np.subtract(right[name], right["grpo"]).tolist()) for name in METHODS if name != "grpo"
+        },
     }
-    summary = {"command": "python experiments/crpo_medqa.py --sweep", "notice": NOTICE, "methods": table}
     write_atomic(Path(config.folder, "results.json"), json.dumps(summary | {"runs": results}, indent=1) + "\n")
 
 
 def main(config: CrpoMedqa) -> dict:
     """One run, or all of them."""
+    print(NOTICE, flush=True)
+    begin = time.perf_counter()
     if not config.sweep:
         found = one_run(config)
         print(shown(found), file=sys.stderr)
@@ -369,7 +387,7 @@ def main(config: CrpoMedqa) -> dict:
         for method in METHODS:
             results.append(one_run(dataclasses.replace(config, sweep=False, seed=seed, method=method)))
             print(shown(results[-1]), file=sys.stderr, flush=True)
-    write_pages(config, results)
+    write_pages(config, results, round(time.perf_counter() - begin, 1))
     return {"experiment": "crpo_medqa", "runs": len(results), "folder": config.folder}
 
 

@@ -11,10 +11,10 @@ from its priors and P(evidence | disease), and begin with one complaint. The pol
 then learns from rewards, among them the confirmation reward, whose posterior is here the policy's own belief.
 
 Measured on 2,000 held-out patients, top-1 after the complaint, 5 and 10 questions (docs/diallm_ddxplus.json, two AMD
-EPYC cores, jax 0.10.2): trained .417, .840, .936 (three seeds, 95 % interval of the last [.928, .944]; 176 to 199 s a
-run, warm-up and measuring included); imitation alone .430, .839, .933; information gain .419, .842, .942; what is
-answered most with yes .419, .647, .807; random .419, .486, .531; every question .991. Reinforcement adds .001 to .005
-to the imitation: the expert it imitates is nearly as good as can be.
+EPYC cores, jax 0.10.2): trained .417, .840, .936 (means of three seeds; ± .011 for the patients drawn; 176 to 199 s a
+run, warm-up and measuring included); imitation alone .430, .840, .933; information gain .419, .842, .942; what is
+answered most with yes .419, .646, .806; random .419, .486, .531; every question .991. What reinforcement adds to the
+imitation cannot be told from noise: the expert it imitates is nearly as good as can be.
 
 What each run did with the held-out patients is in FOLDER/seed0/workups.jsonl, and on the page beside it. The last line
 on stdout is the result as JSON.
@@ -35,6 +35,7 @@ import tyro
 from rlalign.clinical import baselines, cohort
 from rlalign.clinical.asker import network
 from rlalign.clinical.ddxplus import DdxPlus, read_ddxplus
+from rlalign.clinical.dialogue import NOTICE
 from rlalign.clinical.imitation import warm_up
 from rlalign.clinical.inquiry import take
 from rlalign.clinical.scores import class_weights
@@ -46,7 +47,6 @@ from rlalign.io.experiment import earlier_result, over_seeds, with_preset
 from rlalign.io.files import write_atomic
 from rlalign.io.workups import write_workups
 
-NOTICE = "Research software; not a medical device; not for diagnosis or treatment."
 HELD_OUT = 1_000_003  # the seed of patients that nothing learns from
 BASELINES = "baselines.jsonl"  # their workups, in the folder
 

@@ -170,7 +170,7 @@ def rollout(
       reject: False allows orders that bring nothing, which cost their turn.
       on_record: reject also what has no result on record, as in training.
       draws: M of the form with M draws; None: exact.
-      greedy: the likeliest action and ranking.
+      greedy: the likeliest action and ranking; logp and rank_logp are then of no use.
       forced: tests until the horizon, then a diagnosis: for comparisons at equal budgets.
     """
     state = None if posterior is None else posterior.start(cases)

@@ -118,7 +118,7 @@ class Consultation:
         match turns[-1] if turns else None:
             case Asks(name) if name in self._names and self._orders < self._rules.horizon:
                 return self._ask(self._names.index(name))
-            case Diagnoses(codes):
+            case Diagnoses(codes) if codes:
                 return self._diagnose(codes)
             case Abstains():
                 return self._end(self._abstain, False)
@@ -148,11 +148,13 @@ class Consultation:
         return Transition(self._observe([]), reward, False, False, Info())
 
     def _diagnose(self, codes: tuple[str, ...]) -> Transition:
-        ranked = [CATEGORIES.index(code) if code in CATEGORIES else -1 for code in (c[:3] for c in codes[:64])]
-        lists = jnp.array([[*ranked, -1]], jnp.int32)
-        reward = float(diagnosis_reward(lists, jnp.asarray(self._cases.gold), self._weight, k=PLACES)[0])
-        first = next((c for c in ranked if c >= 0), -1)
-        return self._end(reward, first >= 0 and bool(self._cases.gold[0, first]))
+        named = list(dict.fromkeys(code[:3] for code in codes))[:PLACES]
+        # A code that is no category is a wrong diagnosis like others: each gets a class that nobody has.
+        ranked = [CATEGORIES.index(c) if c in CATEGORIES else len(CATEGORIES) + place for place, c in enumerate(named)]
+        gold = jnp.pad(jnp.asarray(self._cases.gold), ((0, 0), (0, PLACES)))
+        lists = jnp.array([ranked + [-1] * (PLACES - len(ranked))], jnp.int32)
+        reward = float(diagnosis_reward(lists, gold, jnp.pad(self._weight, (0, PLACES)), k=PLACES)[0])
+        return self._end(reward, bool(gold[0, ranked[0]]))
 
     def _end(self, reward: float, won: bool) -> Transition:
         self._over = True
@@ -210,7 +212,8 @@ class Consultation:
         gain[[not ((row >= 0) & ~np.asarray(self._known)[0][row]).any() for row in np.asarray(self._rules.members)]] = 0
         if self._orders < self._rules.horizon and gain.max() > 0.05:
             return action(Asks(self._names[int(gain.argmax())]))
-        return action(Diagnoses(tuple(CATEGORIES[d] for d in np.argsort(-self._p)[:PLACES])))
+        listed = 1 if self._complete else PLACES
+        return action(Diagnoses(tuple(CATEGORIES[d] for d in np.argsort(-self._p)[:listed])))
 
 
 def interpretation_score(means: list[Means], words: Mapping[str, str], moved: Mapping[str, float]) -> float:
@@ -223,7 +226,7 @@ def interpretation_score(means: list[Means], words: Mapping[str, str], moved: Ma
 
     Returns:
       Half the share of results with the right word, and half the share of the named diagnoses that rose by more than
-      ROSE; where none is named, 1 if none rose.
+      ROSE (to name one of several that rose is enough); where none is named, 1 if none rose.
 
     >>> interpretation_score([Means("3016-3", "high", ("E03",))], {"3016-3": "high"}, {"E03": 0.4, "I10": -0.4})
     1.0

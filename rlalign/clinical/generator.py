@@ -186,7 +186,9 @@ def _visit(
 ) -> Patients:
     """What is felt, ordered and measured; own f64[N, K]: what varies of each test, N(0, 1)."""
     of, count = tables(), len(age)
-    felt = 1 - np.prod(np.where(disease[:, :, None], 1 - of.symptom[None], 1), axis=1)
+    # Of several diseases each has the background in its chance, which counts once.
+    spare = (1 - diseases.BACKGROUND) ** (disease.sum(axis=1) - 1)
+    felt = 1 - np.prod(np.where(disease[:, :, None], 1 - of.symptom[None], 1), axis=1) / spare[:, None]
     symptom = (rng.random(felt.shape) < felt) & (rng.random(count) >= NO_SYMPTOMS)[:, None]
     severity = disease * rng.choice(SEVERITY, disease.shape, p=SEVERITY_SHARE)
     factor = rng.choice(NODES, (count, len(PANELS)), p=NODE_SHARE)[:, PANEL]
@@ -260,6 +262,16 @@ def rules(horizon: int = HORIZON, *, panels: bool = True) -> Rules:
     groups = [np.flatnonzero(p == PANEL).tolist() for p in range(len(PANELS))] if panels else []
     single = [[k] for k in range(len(CODES)) if not panels or np.sum(PANEL[k] == PANEL) > 1]
     return Rules(panels_of(groups + single), 4 * len(CODES), horizon)
+
+
+def abnormal_yield(cases: Cases, action: np.ndarray, rules: Rules) -> float:
+    """The share of the results asked for that were low or high, of embedded patients; i32[N, T] actions."""
+    members = np.asarray(rules.members)[np.minimum(action, rules.stop - 1)]
+    asked = (members >= 0) & (action < rules.stop)[:, :, None]
+    label = np.take_along_axis(
+        np.asarray(cases.column) % 4, np.maximum(members, 0).reshape(len(action), -1), axis=1
+    ).reshape(members.shape)
+    return float((asked & ((label == LOW) | (label == HIGH))).sum() / max(asked.sum(), 1))
 
 
 def matches(patients: Patients) -> np.ndarray:

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlalign.clinical.asker import Asker, Params, diagnose, rollout
-from rlalign.clinical.generator import HIGH, LOW
 from rlalign.clinical.inquiry import Cases, Rules
 from rlalign.clinical.scores import calibration, recalls
 
@@ -70,7 +69,7 @@ def trial(asker: Asker, params: Params, rules: Rules, cases: Cases, *, reject: b
     figures = {
         "orders": jnp.mean(jnp.sum(orders, axis=1)),
         "rejects": jnp.sum(jnp.where(orders, own.rejects, 0)) / jnp.maximum(jnp.sum(orders), 1),
-        "redundant": jnp.sum(forced.redundant) / (rules.horizon * len(forced.action)),
+        "redundant": jnp.sum(own.redundant) / jnp.maximum(jnp.sum(orders), 1),
         "abstains": jnp.mean(own.abstains),
         "found": jnp.mean(right),
     }
@@ -86,7 +85,7 @@ def trial(asker: Asker, params: Params, rules: Rules, cases: Cases, *, reject: b
 
 
 def report(ranked: np.ndarray, gold: np.ndarray, belief: np.ndarray | None = None) -> dict[str, float]:
-    """Recall@1 and @5, micro and macro, that of the rarest third of the classes, and calibration.
+    """Recall@1 and @5, micro and macro, that of the rarest third of the classes that occur, and calibration.
 
     Args:
       ranked: i32[N, C].
@@ -94,23 +93,14 @@ def report(ranked: np.ndarray, gold: np.ndarray, belief: np.ndarray | None = Non
       belief: f32[N, C]; None leaves calibration out.
     """
     out, lists, gold_ = {}, jnp.asarray(ranked), jnp.asarray(gold)
+    count = np.asarray(gold).sum(axis=0)
+    rare = [c for c in np.argsort(count, kind="stable") if count[c]]
+    rare = rare[: max(len(rare) // 3, 1)]
     for k in (1, 5):
         found = recalls(lists, gold_, k)
         out |= {f"recall@{k}": float(found.micro), f"macro recall@{k}": float(found.macro)}
-        rare = np.argsort(np.asarray(found.count), kind="stable")[: gold.shape[1] // 3]
-        by_class = np.asarray(found.by_class)[rare]
-        out[f"rare recall@{k}"] = float(by_class[~np.isnan(by_class)].mean()) if not np.isnan(by_class).all() else 0.0
+        out[f"rare recall@{k}"] = float(np.asarray(found.by_class)[rare].mean())
     if belief is not None:
         of = calibration(jnp.asarray(belief), gold_)
         out |= {"calibration error": float(of.error), "brier": float(of.brier)}
     return out
-
-
-def abnormal_yield(cases: Cases, action: np.ndarray, rules: Rules) -> float:
-    """The share of the results asked for that were low or high, of embedded patients; i32[N, T] actions."""
-    members = np.asarray(rules.members)[np.minimum(action, rules.stop - 1)]
-    asked = (members >= 0) & (action < rules.stop)[:, :, None]
-    label = np.take_along_axis(
-        np.asarray(cases.column) % 4, np.maximum(members, 0).reshape(len(action), -1), axis=1
-    ).reshape(members.shape)
-    return float((asked & ((label == LOW) | (label == HIGH))).sum() / max(asked.sum(), 1))

@@ -7,7 +7,8 @@
 On it a policy from scratch shows in minutes what CRPO's rewards do (rlalign.rewards.clinical). There are two sheets of
 options, each always in the same order, so that to know the diagnosis is to know its letter: tiny policies take long to
 learn to look one up. The table is written by hand, for this purpose and from common knowledge: no source of medical
-facts, and not for diagnosis or treatment. A tenth of the questions is held out by a hash of the text.
+facts, and not for diagnosis or treatment. A tenth of the cases, a disease with three of its seven findings, is held out
+by a hash, in whichever order and of whichever person the question tells of them.
 """
 
 import functools
@@ -23,18 +24,18 @@ LETTERS = "ABCDE"
 QUESTIONS = 4096
 SHEETS = (
     {
-        "pneumonia": ("fever", "cough", "crackles", "sputum", "dullness"),
-        "asthma": ("wheezing", "cough", "atopy", "tightness", "dyspnea"),
-        "meningitis": ("fever", "headache", "stiffness", "purpura", "photophobia"),
-        "migraine": ("headache", "photophobia", "aura", "nausea", "vertigo"),
-        "pyelonephritis": ("fever", "dysuria", "pyuria", "chills", "nausea"),
+        "pneumonia": ("fever", "cough", "crackles", "sputum", "dullness", "rigors", "tachypnea"),
+        "asthma": ("wheezing", "cough", "atopy", "tightness", "dyspnea", "eczema", "hyperinflation"),
+        "meningitis": ("fever", "headache", "stiffness", "purpura", "photophobia", "confusion", "seizures"),
+        "migraine": ("headache", "photophobia", "aura", "nausea", "vertigo", "scotoma", "phonophobia"),
+        "pyelonephritis": ("fever", "dysuria", "pyuria", "chills", "nausea", "hematuria", "bacteriuria"),
     },
     {
-        "gout": ("podagra", "tophi", "swelling", "erythema", "nephrolithiasis"),
-        "anemia": ("pallor", "fatigue", "dyspnea", "vertigo", "koilonychia"),
-        "hypothyroidism": ("fatigue", "goiter", "bradycardia", "dryness", "constipation"),
-        "appendicitis": ("nausea", "guarding", "anorexia", "leukocytosis", "fever"),
-        "cirrhosis": ("jaundice", "ascites", "spiders", "asterixis", "fatigue"),
+        "gout": ("podagra", "tophi", "swelling", "erythema", "nephrolithiasis", "hyperuricemia", "tenderness"),
+        "anemia": ("pallor", "fatigue", "dyspnea", "vertigo", "koilonychia", "palpitations", "pica"),
+        "hypothyroidism": ("fatigue", "goiter", "bradycardia", "dryness", "constipation", "myxedema", "hoarseness"),
+        "appendicitis": ("nausea", "guarding", "anorexia", "leukocytosis", "fever", "rebound", "vomiting"),
+        "cirrhosis": ("jaundice", "ascites", "spiders", "asterixis", "fatigue", "varices", "splenomegaly"),
     },
 )
 DISEASES = {name: findings for sheet in SHEETS for name, findings in sheet.items()}
@@ -89,7 +90,13 @@ def problems(split: str) -> tuple[Prompt, ...]:
     True
     """
     made = {one.text: one for one in map(problem, range(QUESTIONS))}
-    return tuple(one for one in made.values() if verified.in_split(one.text, split))
+    return tuple(one for one in made.values() if verified.in_split(case(one), split))
+
+
+def case(problem: Prompt) -> str:
+    """What a question asks, apart from its person, age and order: the disease and its findings."""
+    disease = problem.example["options"][problem.example["answer"]]
+    return f"{disease} with {', '.join(sorted(_findings(problem)))}"
 
 
 def problem(number: int) -> Prompt:

@@ -76,6 +76,32 @@ def test_a_policy_of_noise_says_nothing_that_is_not_admissible():
     assert len(meanings) == 5 * (len(CATEGORIES) + 1)
 
 
+def test_codes_that_are_no_categories_are_wrong_diagnoses(room):
+    def diagnosed(*codes):
+        room.reset(5)
+        return room.step(action(Diagnoses(codes)))
+
+    room.reset(5)
+    gold, wrong = CATEGORIES[room._cases.gold[0].argmax()], CATEGORIES[room._cases.gold[0].argmin()]
+    assert diagnosed(gold).reward == pytest.approx(1.0)
+    first = diagnosed("A00", gold)
+    assert first.reward == pytest.approx(diagnosed(wrong, gold).reward) == pytest.approx(1 - 0.1 / 2)
+    assert not first.info.won
+    assert diagnosed("A00", "A01", "A02", "A03", "A04", gold).reward == pytest.approx(-0.1)
+    assert diagnosed(gold + "9", gold).reward == pytest.approx(1.0)  # one category, named twice
+    nothing = diagnosed()
+    assert not nothing.info.valid
+    assert not nothing.terminated
+
+
+def test_somebody_who_knows_says_what_is_admissible():
+    room = consultation.Consultation(horizon=2, panels=False)
+    seen = room.reset(7)
+    while (said := room.expert()) is not None:
+        assert said in seen.admissible
+        seen = room.step(said).observation
+
+
 def test_what_changes_nothing(room):
     seen = room.reset(6)
     for said in ("", "ask for everything", '["asks", "moon"]', action(Means("3016-3", "high")), '["asks", 3]', "[[[["):
@@ -105,7 +131,7 @@ def test_the_horizon_leaves_a_diagnosis(room):
     assert not room.step(action(Asks("heart panel"))).info.valid
     done = room.step(action(Diagnoses(("Z99", "I10", "I10"))))
     right = CATEGORIES[room._cases.gold[0].argmax()] == "I10"
-    assert done.reward == pytest.approx(1.0 if right else -0.1)
+    assert done.reward == pytest.approx(0.95 if right else -0.1)
 
 
 def test_the_same_seed_is_the_same_patient(room):

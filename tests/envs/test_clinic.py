@@ -41,6 +41,10 @@ def test_answers_favour_no_letter_and_no_disease():
 def test_splits_share_no_question():
     train, held_out = ({one.text for one in problems(split)} for split in ("train", "held-out"))
     assert not train & held_out
+    train_cases, held_out_cases = ({clinic.case(one) for one in problems(split)} for split in ("train", "held-out"))
+    assert not train_cases & held_out_cases
+    assert len(held_out_cases) >= 30
+    assert len(train_cases) + len(held_out_cases) <= 350
     assert len(train) + len(held_out) == len(problems("train")) + len(problems("held-out")) > 2000
     assert {one.text for one in problems("policy")} < train
 

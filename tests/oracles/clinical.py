@@ -48,10 +48,22 @@ def paper(text: str, answer: str, question: str) -> tuple[float, float]:
     if not a < b < c < d or text[b + 5 : c].strip():
         return float(right), 0.0
     dx, conclusion = text[a + 4 : b], text[c + 12 : d]
-    first = places(dx, "System 1")
-    if not first or not any(second > first[0] for second in places(dx, "System 2")):
+    first = labels(dx, "System 1")
+    if not first or not any(second > first[0] for second in labels(dx, "System 2")):
         return float(right), 0.0
     return float(right), 1.5 if refers(dx, conclusion, question) else 1.0
+
+
+def labels(text: str, label: str) -> list[int]:
+    """Places of a label that no further digit follows."""
+    return [i for i in places(text, label) if not text[i + len(label) : i + len(label) + 1].isdecimal()]
+
+
+def unlabelled(text: str) -> str:
+    for label in ("System 1", "System 2"):
+        for i in labels(text, label):
+            text = text[:i] + " " * len(label) + text[i + len(label) :]
+    return text
 
 
 def refers(dx: str, conclusion: str, question: str) -> bool:
@@ -59,7 +71,7 @@ def refers(dx: str, conclusion: str, question: str) -> bool:
         return False
     if even(conclusion) in even(dx):
         return False
-    shared = {term for term in content(conclusion) if term in runs(unboxed(dx))}
+    shared = {term for term in content(unlabelled(conclusion)) if term in runs(unboxed(unlabelled(dx)))}
     if len(shared) < 2:
         return False
     return not question.strip() or any(term in content(question) for term in shared)

@@ -293,6 +293,7 @@ SHAMS = {
     "the box repeated": answer(box=BOXED * 50),
     "nested tags": "<dx>" * 3 + DX + "</dx>" * 3 + f"<conclusion>{TOLD}</conclusion>" + BOXED,
     "sections repeated": answer(box="") * 5 + BOXED,
+    "no labels": answer(DX.replace("System 1", "System 10").replace("System 2", "System 20")),
     "look-alike tags": answer().replace("<", "‹").replace(">", "›"),
     "look-alike words": answer(DX.replace("e", "е"), TOLD.replace("e", "е")),
     "look-alike letter": answer(box=r" \boxed{Β}"),
@@ -305,6 +306,13 @@ SHAMS = {
 @pytest.mark.parametrize("text", SHAMS.values(), ids=SHAMS.keys())
 def test_no_sham_is_paid_as_an_honest_answer(text):
     assert terms(text)["total"] < terms(answer())["total"]
+
+
+def test_labels_of_sections_are_no_terms_that_refer_back():
+    question = "A 2-year-old boy has fever and 1 seizure."
+    assert crpo_reward(answer("System 1 System 2 xxxxxxxxxx", "2 1"), "B", question)["reasoning"] == 1.0
+    told = answer("System 1: 2 days old. System 2: after 1 seizure, a long line of thought.", "2 days, 1 seizure")
+    assert crpo_reward(told, "B", question)["reasoning"] == 1.5
 
 
 BIG = {

@@ -7,10 +7,9 @@ rlalign.evaluation.reasoning for that. These rules count words, and see no negat
 import re
 from collections.abc import Mapping
 
-from rlalign.rewards.clinical.text import question_terms, words
+from rlalign.rewards.clinical.text import LABEL, question_terms, words
 
 REPORTED = ("citation", "unsupported", "coverage")
-LABEL = re.compile(r"System [12]\b")
 # A number, and a unit that follows it directly or behind one space.
 NUMBER = re.compile(
     r"(?<![^\W_])(\d++(?:[.,]\d++)*+)\s?"

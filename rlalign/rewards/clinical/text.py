@@ -10,6 +10,7 @@ BOX = "\\boxed"
 EFFECTIVE = (string.ascii_letters + string.digits + string.punctuation + " \n").encode()
 WORD = re.compile(r"[^\W_]++")  # letters and digits
 A_BOX = re.compile(r"\\boxed(?:\{[^{}]*+\})?")
+LABEL = re.compile(r"System ([12])(?!\d)")
 BOX_IN_A_LINE = re.compile(r"\\boxed\{[^}\n]*+(\})?")  # what stays open to the end of its line is none
 LEAST_LETTERS = 4  # of a content term without a digit
 KEPT = 1 << 14  # characters of a question whose terms are kept
@@ -109,20 +110,21 @@ def sections(text: str) -> Sections | None:
 
 
 def has_both_systems(dx: str) -> bool:
-    """Whether "System 1", and behind it "System 2", occur."""
-    first = dx.find("System 1")
-    return first >= 0 and dx.find("System 2", first) >= 0
+    """Whether the label "System 1", and behind it "System 2", occur; "System 10" is none."""
+    labels = [found[1] for found in LABEL.finditer(dx)]
+    return "1" in labels and "2" in labels[labels.index("1") :]
 
 
 def refers_back(dx: str, conclusion: str, question: str) -> bool:
     """Whether a conclusion refers back to the reasoning before it, in words of its own: our rule, the paper has none.
 
     At least 2 distinct content terms of the conclusion occur in dx, one of them also in the question (unless that is
-    empty); the conclusion does not occur inside dx as it stands, and has at most 60% of its length.
+    empty); the conclusion does not occur inside dx as it stands, and has at most 60% of its length. The labels of the
+    sections are no terms. It is a rule of words, not of sense: two of the question's words, said in both, are enough.
     """
     if 5 * len(conclusion.strip()) > 3 * len(dx.strip()):
         return False
-    shared = terms(conclusion).intersection(words(without_boxes(dx)))
+    shared = terms(LABEL.sub(" ", conclusion)).intersection(words(without_boxes(LABEL.sub(" ", dx))))
     if len(shared) < 2 or (question.strip() and shared.isdisjoint(question_terms(question))):
         return False
     return _even(conclusion) not in _even(dx)
