@@ -12,7 +12,7 @@ strings, and the one whose log-probs the sampler reports and token_logprobs find
 The strings of all prompts are one automaton: equal ends of strings are one state, whichever prompt they belong to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -39,7 +39,7 @@ class Allowed(NamedTuple):
     start: Array
 
 
-def allowed_strings(strings: Sequence[Sequence[Sequence[int]]], *, vocab_size: int, eos: int) -> Allowed:
+def allowed_strings(strings: Sequence[Sequence[Iterable[int]]], *, vocab_size: int, eos: int) -> Allowed:
     """The automaton of what each prompt allows.
 
     Args:

@@ -8,7 +8,7 @@ A row of the batch is one step of one episode. Rows of a group are comparable: i
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -180,7 +180,7 @@ def play(
     seed: int,
     step: int,
     attempt: int = 0,
-    write: Callable[[str], Sequence[int]] | None = None,
+    write: Callable[[str], Iterable[int]] | None = None,
     sampler: Callable[..., Rollouts] = sample,
     mesh: Mesh | None = None,
 ) -> list[Episode]:
@@ -235,7 +235,7 @@ def play(
 
 
 def admissible_strings(
-    seen: Sequence[Observation], write: Callable[[str], Sequence[int]], vocab_size: int, sampling: SampleConfig
+    seen: Sequence[Observation], write: Callable[[str], Iterable[int]], vocab_size: int, sampling: SampleConfig
 ) -> Allowed:
     """What each observation admits, as token ids; the first of sampling.eos_ids ends an answer."""
     strings = [[write(action) for action in observation.admissible] for observation in seen]

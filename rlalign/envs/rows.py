@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -50,7 +50,7 @@ def rows_of(
     episodes: Sequence[Episode],
     config: Episodes,
     *,
-    write: Callable[[str], Sequence[int]] | None = None,
+    write: Callable[[str], Iterable[int]] | None = None,
     vocab_size: int = 0,
 ) -> Rows:
     """The rows of episodes, padded to what the longest ones would give, so that all batches have one shape.

@@ -8,7 +8,7 @@ killed and started again ends in the same bits.
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -47,7 +47,7 @@ def fit_agent(
     parse: Parse,
     decode: Callable[[np.ndarray], str],
     algorithm: Algorithm | None = None,
-    write: Callable[[str], Sequence[int]] | None = None,
+    write: Callable[[str], Iterable[int]] | None = None,
     sampler: Callable[..., Rollouts] = sample,
     mesh: Mesh | None = None,
     allow_change: Sequence[str] = (),

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Player:
         *,
         optimizer: Any,
         mesh: Mesh | None,
-        write: Callable[[str], Sequence[int]] | None,
+        write: Callable[[str], Iterable[int]] | None,
         **how: Any,
     ):
         self.config, self.algorithm, self.decoder, self.worlds = config, algorithm, decoder, worlds
