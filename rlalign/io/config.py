@@ -31,7 +31,8 @@ class RunConfig:
       eval_every: steps between evaluations on held-out prompts; the last state is always evaluated.
       eval_prompts: how many of them, the first ones.
       success: a reward from here on counts as right in the accuracy.
-      checkpoint_every: steps between checkpoints.
+      checkpoint_every: steps between checkpoints; each is written behind the steps that follow, from a copy of the
+        state in host memory.
       keep: checkpoints that stay, besides the best.
       max_invalid_share: a step with a larger share of invalid rewards ends the run with exit code 3.
       max_bad_steps: so many non-finite gradients in a row end the run with exit code 3.
