@@ -10,6 +10,7 @@ import json
 import statistics
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 import problem
@@ -52,7 +53,7 @@ def share_right(completion: str, example: dict) -> float:
     return sum(a == b for a, b in zip(completion.ljust(3), example["answer"], strict=False)) / 3
 
 
-def in_a_run(steps: int) -> dict[str, float]:
+def in_a_run(steps: int) -> dict[str, Any]:
     """The canary's share of the time of steps, evaluations, saves and the step that compiles left out."""
     with tempfile.TemporaryDirectory(prefix="rlalign-canary-") as folder:
         run = ra.RunConfig(
@@ -86,7 +87,7 @@ def in_a_run(steps: int) -> dict[str, float]:
     }
 
 
-def by_itself(prompts: int, samples: int, tokens: int, *, calls: int) -> dict[str, float]:
+def by_itself(prompts: int, samples: int, tokens: int, *, calls: int) -> dict[str, Any]:
     """Milliseconds of a call, for random responses of random lengths."""
     rng, count = np.random.default_rng(0), prompts * samples
     mask = np.arange(tokens) < rng.integers(1, tokens + 1, count)[:, None]

@@ -70,13 +70,23 @@ class Canary:
 
     Args:
       eos_ids: tokens that end a response.
-      narrow: sampler and trainer compute in less than float32, or in two programs: their mean difference counts alone.
+      narrow: all is computed in less than float32: of log-probs the mean difference counts alone.
+      engine: another program samples: the same of its log-probs.
       truncated: samples are drawn with top-k, top-p or greedily.
       begins: the run begins now, so that its policy is its reference.
     """
 
-    def __init__(self, *, eos_ids: Sequence[int], narrow: bool = False, truncated: bool = False, begins: bool = True):
-        self.eos_ids, self.narrow, self.truncated = [int(i) for i in eos_ids], narrow, truncated
+    def __init__(
+        self,
+        *,
+        eos_ids: Sequence[int],
+        narrow: bool = False,
+        engine: bool = False,
+        truncated: bool = False,
+        begins: bool = True,
+    ):
+        self.eos_ids, self.truncated = [int(i) for i in eos_ids], truncated
+        self.narrow, self.engine = narrow, engine
         self.begins, self.agreed, self.updates = begins, False, 0
         self.surprise = np.zeros(4)  # tokens, -log-probs, their squares, entropies: summed while log-probs differ
         self.first: dict[int, tuple[list[int], float]] = {}  # prompt -> its last first tokens, and their chance
@@ -169,7 +179,7 @@ class Canary:
             return  # they differ by what truncation leaves out
         mean = abs(metrics["sampler_kl"] if anew else metrics.get("first_approx_kl", 0.0))
         largest = metrics.get("importance_error" if anew else "first_ratio_error", 0.0)
-        if not (mean > MEAN_KL or (largest > RATIO_ERROR and not (anew or self.narrow))):
+        if not (mean > MEAN_KL or (largest > RATIO_ERROR and not (anew or self.narrow or self.engine))):
             self.agreed = True
             return
         seen = f"log-probs of sampler and trainer differ by {mean:.2g} nats a token, a ratio by up to {largest:.2g}"
@@ -266,7 +276,8 @@ def canary_of(sampling: SampleConfig | None, dtype: str, *, begins: bool = False
     """
     return Canary(
         eos_ids=() if sampling is None else sampling.eos_ids,
-        narrow=engine or dtype not in ("float32", "float64"),
+        narrow=dtype not in ("float32", "float64"),
+        engine=engine,
         truncated=sampling is not None and (sampling.top_k is not None or sampling.top_p is not None),
         begins=begins,
     )
