@@ -114,6 +114,7 @@ def fit_offline(
         state, found = resume(checkpoints, fresh, saved, allow_change)
         del fresh  # a resumed run needs it no more
         start, reference = found["step"], found.get("reference", "")
+        hosts.check_same_everywhere({"step": start})
         learn = Learner(config, algorithm, decoder, examples, optimizer=optimizer, mesh=mesh, sampler=sampler)
         compiles, highest = CompileCounter(), hosts.of_first(best_accuracy(folder, before=start))
         record = stack.enter_context(recorder(folder, total, start, about_run(saved, decoder)))

@@ -155,6 +155,7 @@ def train_steps(
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep))
         state, found = resume(checkpoints, state, saved, allow_change)
         start = found["step"]
+        hosts.check_same_everywhere({"step": start})
         compiles, highest = CompileCounter(), hosts.of_first(best_accuracy(folder, before=start))
         record = stack.enter_context(recorder(folder, config.steps, start, about_run(saved, decoder)))
         asked = stack.enter_context(asked_to_stop())
