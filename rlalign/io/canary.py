@@ -3,18 +3,25 @@
 A loop of rollout, reward and update holds contracts that nothing enforces: the sampler's log-probs are those of the
 trainer, both at one temperature and with the newest weights; every sampled token is learnt from and no other; random
 keys are used once; the reference stays where it is. A run that breaks one learns worse, or nothing, without an error.
-The canary needs no forward of its own: it compares what rollout, batch and update have left on the host. The limits
-are our choice; tests/io/test_canary.py plants the bugs.
+The canary needs no forward of its own: it compares what rollout, batch and update have left on the host. Numbers are
+looked at every step, arrays every LOOK-th, from the first on. The limits are our choice; tests/io/test_canary.py plants
+the bugs.
+
+`fit` and `fit_agent` watch all of it. `fit_offline` has no rewards and no groups, so none can be without signal, and
+its reference cannot move, being log-probs that are kept (iteration.py): it watches the `answers` that it generates, and
+what is `learnt` from them.
 """
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rlalign.types import Batch, Rollouts, StopReason
+from rlalign.rollout.config import SampleConfig
+from rlalign.types import Rollouts, StopReason
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +41,9 @@ RATIO_ERROR = 0.05  # largest |pi_trainer / pi_sampler - 1| of a token, where bo
 MEAN_KL = 0.02  # nats a token between sampler and trainer, in any precision
 SURPRISE = 0.05  # by which share the sampler's -log-probs may differ from the trainer's entropy, besides 4 deviations
 TOKENS = 512  # on which that is judged
-WINDOW = 32  # steps over which chance is given time to even out
+LOOK = 4  # steps from one look at the arrays to the next
+PREFIX = 64  # tokens of a response by which it is known
+WINDOW = 32  # steps, or looks at keys, over which chance is given time to even out
 NO_SIGNAL = 0.98  # share of groups in a window
 START_KL = 1e-3  # nats a token between the reference and the policy at the first update
 STILL_KL = 1e-12  # below which it has not been left after a window of updates
@@ -61,59 +70,124 @@ class Canary:
 
     Args:
       eos_ids: tokens that end a response.
-      narrow: sampler and trainer compute in less than float32, or in two programs: their mean difference counts alone.
+      narrow: all is computed in less than float32: of log-probs the mean difference counts alone.
+      engine: another program samples: the same of its log-probs.
       truncated: samples are drawn with top-k, top-p or greedily.
       begins: the run begins now, so that its policy is its reference.
     """
 
-    def __init__(self, *, eos_ids: Sequence[int], narrow: bool = False, truncated: bool = False, begins: bool = True):
-        self.eos_ids, self.narrow, self.truncated = np.asarray(eos_ids, np.int64), narrow, truncated
+    def __init__(
+        self,
+        *,
+        eos_ids: Sequence[int],
+        narrow: bool = False,
+        engine: bool = False,
+        truncated: bool = False,
+        begins: bool = True,
+    ):
+        self.eos_ids, self.truncated = [int(i) for i in eos_ids], truncated
+        self.narrow, self.engine = narrow, engine
         self.begins, self.agreed, self.updates = begins, False, 0
         self.surprise = np.zeros(4)  # tokens, -log-probs, their squares, entropies: summed while log-probs differ
-        self.first: dict[int, tuple[np.ndarray, float]] = {}  # prompt -> its last first tokens, and their chance
+        self.first: dict[int, tuple[list[int], float]] = {}  # prompt -> its last first tokens, and their chance
         # What happened and what chance makes of it, in this window: equal samples, equal first tokens, groups.
         self.pairs, self.repeats, self.silent = np.zeros(2), np.zeros(2), np.zeros(2)
-        self.steps = 0
+        self.steps = self.looks = 0
         self.told: set[str] = set()
 
     def __call__(
-        self, *, prompt_ids: Sequence[int] | np.ndarray, rollouts: Rollouts, batch: Batch, metrics: Mapping[str, Any]
+        self,
+        *,
+        step: int,
+        prompt_ids: Sequence[int] | np.ndarray,
+        rollouts: Rollouts,
+        learnt: np.ndarray,
+        metrics: Mapping[str, Any],
     ) -> list[Alarm]:
         """The alarms of a step, each kind logged once a run.
 
         Args:
+          step: of the loop; the arrays are looked at where LOOK divides it.
           prompt_ids: of the prompts that rollouts.prompt counts, the same at each visit.
-          rollouts: N samples.
-          batch: what they became.
+          rollouts: N samples; those whose prompt is -1 are drawn for a prompt that no other has, and enter no count of
+            equal ones.
+          learnt: b[N, R], the mask of the batch that they became.
           metrics: of the update: entropy, groups_without_signal, skipped, and where there are, kl, first_ratio_error,
             first_approx_kl (of the first update from this batch), importance_error and sampler_kl (log-probs computed
             anew), tokens_learnt (where one update takes the whole batch).
         """
-        found = [*self._log_probs(rollouts, metrics), *self._tokens(rollouts, batch, metrics)]
-        found += [*self._keys(prompt_ids, rollouts), *self._signal(len(prompt_ids), metrics), *self._reference(metrics)]
+        found = [*self._log_probs(rollouts, metrics)]
+        if step % LOOK == 0:
+            mask, learnt = np.asarray(rollouts.mask, bool), np.asarray(learnt, bool)
+            found += [*self._ends(rollouts, mask), *_padding(mask, learnt, metrics)]
+            found += self._keys(prompt_ids, rollouts, mask)
+        found += [*self._signal(len(prompt_ids), metrics), *self._reference(metrics)]
         self.steps += 1
         if self.steps % WINDOW == 0:
-            for counts in (self.pairs, self.repeats, self.silent):
-                counts[:] = 0
+            self.silent[:] = 0
+        return self._told(found)
+
+    def answers(self, *, prompt_ids: Sequence[int], rollouts: Rollouts, logp: np.ndarray | None) -> list[Alarm]:
+        """The alarms of answers that fit_offline generates, a block of them at a time.
+
+        Args:
+          prompt_ids: one an answer, the same in each iteration.
+          rollouts: N answers, one a prompt.
+          logp: f[N, R], the reference's log-probs of them at the sampler's temperature; None where there are none.
+        """
+        mask = np.asarray(rollouts.mask, bool)
+        found = [*self._ends(rollouts, mask), *self._keys(prompt_ids, rollouts, mask)]
+        if logp is not None and mask.any():
+            ratio = (np.asarray(logp, np.float64) - rollouts.logp)[mask]
+            error, mean = np.abs(np.expm1(ratio)).max(), np.mean(np.expm1(ratio) - ratio)
+            found += self._log_probs(rollouts, {"first_ratio_error": error, "first_approx_kl": mean})
+        return self._told(found)
+
+    def learnt(
+        self, *, step: int, length: np.ndarray, mask: np.ndarray, metrics: Mapping[str, Any], still: float | None
+    ) -> list[Alarm]:
+        """The alarms of a step of fit_offline.
+
+        Args:
+          step: of the loop.
+          length: i[N], tokens of each response.
+          mask: b[N, R] of the batch; all False where a response is left out.
+          metrics: of the update: loss, tokens, skipped.
+          still: what the loss is where the policy is its reference, at the first update of an iteration; else None.
+        """
+        found: list[Alarm] = []
+        if step % LOOK == 0:
+            given = np.arange(mask.shape[1]) < np.asarray(length)[:, None]
+            found += _padding(given, np.asarray(mask, bool), {"tokens_learnt": metrics["tokens"]})
+        off = 0.0 if still is None or metrics["skipped"] else abs(metrics["loss"] - still)
+        if still is not None and off > (SURPRISE if self.narrow else START_KL) * max(abs(still), 1.0):
+            seen = f"the loss is {metrics['loss']:.4g} at an iteration's first update, and {still:.4g} at its reference"
+            found.append(Alarm("reference_start", seen))
+        return self._told(found)
+
+    def _told(self, found: list[Alarm]) -> list[Alarm]:
         for alarm in found:
             if alarm.kind not in self.told:
                 log.warning("canary: %s", alarm)
                 self.told.add(alarm.kind)
         return found
 
-    def _log_probs(self, rollouts: Rollouts, metrics: Mapping[str, Any]):
+    def _log_probs(self, rollouts: Rollouts, metrics: Mapping[str, Any]) -> Iterable[Alarm]:
         """The sampler's log-probs against the trainer's, and why they differ."""
         anew = "sampler_kl" in metrics
         if anew and self.truncated:
             return  # they differ by what truncation leaves out
         mean = abs(metrics["sampler_kl"] if anew else metrics.get("first_approx_kl", 0.0))
         largest = metrics.get("importance_error" if anew else "first_ratio_error", 0.0)
-        if not (mean > MEAN_KL or (largest > RATIO_ERROR and not (anew or self.narrow))):
+        if not (mean > MEAN_KL or (largest > RATIO_ERROR and not (anew or self.narrow or self.engine))):
             self.agreed = True
             return
         seen = f"log-probs of sampler and trainer differ by {mean:.2g} nats a token, a ratio by up to {largest:.2g}"
         if self.agreed:
             yield Alarm("stale_weights", seen)
+            return
+        if "entropy" not in metrics:
+            yield Alarm("numerics", seen)
             return
         own = -np.asarray(rollouts.behaviour_logp if anew else rollouts.logp, np.float64)[np.asarray(rollouts.mask)]
         self.surprise += own.size, own.sum(), (own**2).sum(), own.size * float(metrics["entropy"])
@@ -126,61 +200,60 @@ class Canary:
         seen += f"; the sampler's tokens have {surprise:.2f} nats of surprise, the trainer {entropy:.2f} of entropy"
         yield Alarm("temperature" if off else "numerics", seen)
 
-    def _tokens(self, rollouts: Rollouts, batch: Batch, metrics: Mapping[str, Any]):
-        """Ends and padding: what was sampled is what is learnt from."""
-        mask, learnt = np.asarray(rollouts.mask, bool), np.asarray(batch.packed.mask, bool)
-        length = mask.sum(axis=1)
-        is_end = np.zeros(mask.shape, bool)
+    def _ends(self, rollouts: Rollouts, mask: np.ndarray) -> Iterable[Alarm]:
+        """An end token is the last of its response, and what stopped at one has it."""
+        length, tokens = _lengths(mask), np.asarray(rollouts.tokens)
+        wrong = (np.asarray(rollouts.stop) == StopReason.EOS) & (length > 0)
         for end in self.eos_ids:
-            is_end |= np.asarray(rollouts.tokens) == end
-        at_last = is_end[np.arange(len(mask)), np.maximum(length - 1, 0)] & (length > 0)
-        stopped = np.asarray(rollouts.stop) == StopReason.EOS
-        inside = (is_end & mask).sum(axis=1) - at_last
-        if bad := int(((stopped != at_last) | (inside > 0)).sum()):
+            row, column = np.divmod(np.flatnonzero((tokens == end) & mask), max(mask.shape[1], 1))
+            last = column == length[row] - 1
+            wrong[row[last]] ^= True  # one that stopped there is right, one that did not is wrong
+            wrong[row[~last]] = True
+        if bad := int(np.count_nonzero(wrong)):
             yield Alarm("eos", f"{bad} of {len(mask)} responses do not end where their end token is")
-        holes = mask[:, 1:] & ~mask[:, :-1]
-        kept = learnt.any(axis=1)
-        other = (learnt != mask)[kept].any(axis=1)
-        counted = metrics.get("tokens_learnt")
-        if holes.any() or other.any():
-            bad = int(holes.any(axis=1).sum() + other.sum())
-            yield Alarm("padding", f"the masks of {bad} responses are not those of the tokens that were sampled")
-        elif counted is not None and int(counted) != int(learnt.sum()):
-            yield Alarm("padding", f"the update counts {int(counted)} tokens, the batch has {int(learnt.sum())}")
 
-    def _keys(self, prompt_ids: Sequence[int] | np.ndarray, rollouts: Rollouts):
+    def _keys(self, prompt_ids: Sequence[int] | np.ndarray, rollouts: Rollouts, mask: np.ndarray) -> Iterable[Alarm]:
         """Random keys that were used twice make samples equal more often than chance does.
 
-        Of n samples with log-probs L of a group, n (n - 1) / 2 mean exp(L) pairs are equal by chance; a first token is
-        that of the last visit with a probability of at most the larger of both visits' mean chances (Cauchy-Schwarz).
+        Of n samples of a group whose first PREFIX tokens have log-probs L, n (n - 1) / 2 mean exp(L) pairs are equal in
+        them by chance; a first token is that of the last visit with a probability of at most the larger of both visits'
+        mean chances (Cauchy-Schwarz).
         """
-        mask, owner = np.asarray(rollouts.mask, bool), np.asarray(rollouts.prompt)
-        token, logp = np.where(mask, rollouts.tokens, -1), np.asarray(rollouts.behaviour_logp)
-        whole, begins = np.exp(np.where(mask, logp, 0).sum(axis=1, dtype=np.float64)), np.exp(logp[:, 0])
-        known = _hashes(token)
-        for group in range(len(prompt_ids)):
-            rows = np.flatnonzero(owner == group)
-            if not len(rows):
-                continue
-            same = np.unique(known[rows], return_counts=True)[1]
-            self.pairs += (same * (same - 1) / 2).sum(), len(rows) * (len(rows) - 1) / 2 * whole[rows].mean()
-            begin, expected = token[rows, 0], float(begins[rows].mean())
-            last = self.first.get(int(prompt_ids[group]))
-            if last is not None and len(last[0]) == len(begin):
-                self.repeats += (begin == last[0]).sum(), len(begin) * max(expected, last[1])
-            self.first[int(prompt_ids[group])] = begin, expected
+        if self.looks % WINDOW == 0:
+            self.pairs[:] = self.repeats[:] = 0
+        self.looks += 1
+        owner = np.asarray(rollouts.prompt)
+        rows = np.argsort(owner, kind="stable")[np.count_nonzero(owner < 0) :]
+        if not len(rows):
+            return
+        owner, mask = owner[rows], mask[rows, :PREFIX]
+        token = np.where(mask, np.asarray(rollouts.tokens)[rows, :PREFIX], -1)
+        logp = np.where(mask, np.asarray(rollouts.behaviour_logp)[rows, :PREFIX], 0)
+        size = np.bincount(owner, minlength=len(prompt_ids))
+        known = np.sort(_hashes(owner, token))
+        same = np.diff(np.flatnonzero(known[1:] != known[:-1]), prepend=-1, append=len(known) - 1)  # runs of equal ones
+        chance = np.exp(logp.sum(axis=1, dtype=np.float64))
+        self.pairs += (same * (same - 1)).sum() / 2, ((size[owner] - 1) * chance).sum() / 2
+        mean = np.bincount(owner, np.exp(logp[:, 0]), len(size)) / np.maximum(size, 1)
+        begins, end = token[:, 0].tolist(), 0
+        for prompt, count, expected in zip(np.asarray(prompt_ids).tolist(), size.tolist(), mean.tolist(), strict=True):
+            begin, end = begins[end : end + count], end + count
+            last = self.first.get(prompt)
+            if last is not None and len(last[0]) == count:
+                self.repeats += sum(map(operator.eq, begin, last[0])), count * max(expected, last[1])
+            self.first[prompt] = begin, expected
         for kind, (seen, expected) in (("keys_in_group", self.pairs), ("keys_of_steps", self.repeats)):
             if seen > 20 + 3 * expected:
                 what = "pairs of samples" if kind == "keys_in_group" else "first tokens at a prompt's next visit"
                 yield Alarm(kind, f"{seen:.0f} {what} are equal, by chance {expected:.1f}")
 
-    def _signal(self, groups: int, metrics: Mapping[str, Any]):
+    def _signal(self, groups: int, metrics: Mapping[str, Any]) -> Iterable[Alarm]:
         self.silent += metrics["groups_without_signal"], groups
         silent, all_ = self.silent
         if (self.steps + 1) % WINDOW == 0 and silent > NO_SIGNAL * all_:
             yield Alarm("no_signal", f"{silent:.0f} of the last {all_:.0f} groups have no signal")
 
-    def _reference(self, metrics: Mapping[str, Any]):
+    def _reference(self, metrics: Mapping[str, Any]) -> Iterable[Alarm]:
         if "kl" not in metrics:
             return
         kl = float(metrics["kl"])
@@ -192,7 +265,42 @@ class Canary:
             yield Alarm("reference_moves", f"the KL to the reference is {kl:.2g} after {self.updates} updates")
 
 
-def _hashes(token: np.ndarray) -> np.ndarray:
-    """u64[N] of the rows of i[N, R]: those of different rows are different but for chances of 2**-64."""
-    factor = np.random.default_rng(0).integers(1, 2**64, token.shape[1], dtype=np.uint64) | np.uint64(1)
-    return (token.astype(np.uint64) * factor).sum(axis=1, dtype=np.uint64)
+def canary_of(sampling: SampleConfig | None, dtype: str, *, begins: bool = False, engine: bool = False) -> Canary:
+    """The canary of a run.
+
+    Args:
+      sampling: of its answers; None where there are none.
+      dtype: of the decoder.
+      begins: the run begins now, so that its policy is its reference.
+      engine: another program samples.
+    """
+    return Canary(
+        eos_ids=() if sampling is None else sampling.eos_ids,
+        narrow=dtype not in ("float32", "float64"),
+        engine=engine,
+        truncated=sampling is not None and (sampling.top_k is not None or sampling.top_p is not None),
+        begins=begins,
+    )
+
+
+def _lengths(mask: np.ndarray) -> np.ndarray:
+    return mask.view(np.uint8).sum(axis=1, dtype=np.uint32)
+
+
+def _padding(mask: np.ndarray, learnt: np.ndarray, metrics: Mapping[str, Any]) -> Iterable[Alarm]:
+    """What was sampled is what is learnt from, or nothing of the response is."""
+    bad = np.count_nonzero((mask[:, 1:] > mask[:, :-1]).any(axis=1))  # holes
+    bad += np.count_nonzero((learnt != mask).any(axis=1) & learnt.any(axis=1))
+    counted = metrics.get("tokens_learnt")
+    if bad:
+        yield Alarm("padding", f"the masks of {bad} responses are not those of the tokens that were sampled")
+    elif counted is not None and int(counted) != (there := np.count_nonzero(learnt)):
+        yield Alarm("padding", f"the update counts {int(counted)} tokens, the batch has {there}")
+
+
+_FACTORS = np.random.default_rng(0).integers(1, 2**64, PREFIX + 1, dtype=np.uint64) | np.uint64(1)
+
+
+def _hashes(owner: np.ndarray, token: np.ndarray) -> np.ndarray:
+    """u64[N] of the rows of i[N, R] and their groups: those of different rows differ but for chances of 2**-64."""
+    return token.astype(np.uint64) @ _FACTORS[: token.shape[1]] + owner.astype(np.uint64) * _FACTORS[-1]

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent: one small module around Orbax.
+"""Checkpoints that are complete or absent.
 
     folder/
       120/state/...       the TrainState, written by Orbax (StandardSave): every array, sharded or not
@@ -10,29 +10,33 @@ A step is written in a staging folder and appears under its number by one rename
 the whole step or nothing under that number. What is later truncated, lost or changed by a bit is found by comparing
 with `files.json` before anything is read: Orbax alone restores a flipped bit in silence. The folder has to be on a file
 system with atomic renames, shared by all processes.
+
+A save may go on behind the steps that follow it: the state is copied to the host first, because a step is free to use
+its arrays up, and one thread then does what a save in front does. At most one is under way.
 """
 
-import contextlib
 import json
 import logging
 import os
 import shutil
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
+import numpy as np
 from jax.experimental import multihost_utils
 
 from rlalign.checks import differences
 from rlalign.hosts import of_first
+from rlalign.io.arrays import Arrays
 from rlalign.io.files import sync_folder, write_atomic
+from rlalign.io.manifest import changed, missing, write_manifest
 from rlalign.types import TrainState
 
-MANIFEST = "files.json"
+log = logging.getLogger(__name__)
 BEST = "best.json"
 _SAVING, _DELETING = "saving-", "deleting-"
 
@@ -52,7 +56,8 @@ class DamagedCheckpoint(UserWarning):
 class Checkpoints:
     """The checkpoints of one run, newest `keep` and the best one.
 
-    Every process of a multi-process run makes the same calls; process 0 alone renames and deletes.
+    Every process of a multi-process run makes the same calls; process 0 alone renames and deletes. `steps`, `latest`
+    and `problem` tell of what is on disk now; all else waits for a save under way, and raises what made it fail.
 
     Args:
       folder: created at the first save.
@@ -66,18 +71,47 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self.keep, self.keep_every = keep, keep_every
         self._attempts = 0
-        items = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**items))
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: tuple[int, Future] | None = None  # the step that is being saved
+        self._arrays = Arrays()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _) -> None:
+        if error is not None and (second := self._ended()) is not None:  # must not hide the first
+            log.error("and a save failed", exc_info=second)
         self.close()
 
     def close(self) -> None:
-        """Frees Orbax's threads. Nothing is pending: saves are synchronous."""
-        self._orbax.close()
+        """Waits for a save under way, as `wait` does, and frees all threads."""
+        try:
+            self.wait()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+            self._arrays.close()
+
+    def wait(self) -> None:
+        """Returns when no save is under way; raises what made the last one fail, with a note of its step."""
+        if (error := self._ended()) is not None:
+            raise error
+
+    def check(self) -> None:
+        """Raises what made a save fail that has ended; does not wait for one under way. To be called at every step."""
+        if self._pending is not None and self._pending[1].done():
+            self.wait()
+
+    def _ended(self) -> BaseException | None:
+        """Waits for the save under way; why it failed, which is told once."""
+        if self._pending is None:
+            return None
+        step, future = self._pending
+        error = future.exception()
+        self._pending = None
+        if error is not None:
+            error.add_note(f"while step {step} was being saved to {self.folder}, which has {self.steps()}")
+        return error
 
     def steps(self) -> list[int]:
         """The steps that were saved completely, ascending; whether they are still intact is checked by `restore`."""
@@ -89,19 +123,28 @@ class Checkpoints:
         """The newest saved step, None if there is none."""
         return max(self.steps(), default=None)
 
-    def save(self, step: int, state: TrainState, meta: Mapping[str, Any]) -> None:
-        """Saves one step; on return it is on disk, on an error nothing of it is listed and earlier steps are untouched.
+    def save(
+        self, step: int, state: TrainState, meta: Mapping[str, Any], *, best: float | None = None, wait: bool = True
+    ) -> None:
+        """Saves one step; what fails is an error, nothing of it is listed and earlier steps are untouched.
 
         Args:
           step: the loop step the run would continue at; later than every intact step in the folder.
           state: arrays only, on any sharding, none of size zero (Orbax refuses those).
           meta: JSON values.
+          best: marks it as the best one, with this value, once it is saved.
+          wait: True returns when the step is on disk. False as soon as the state is copied to the host (one more of it
+            in memory until it is written): the step then appears by itself, the caller's arrays are free to be used up,
+            and an error comes from the next `check`, `wait`, `save`, `restore`, `best` or `close`. Several processes
+            wait anyway: Orbax and we let them meet, and what meets must not do so from two threads at once.
 
         Raises:
           CheckpointError: an intact checkpoint of this or a later step exists.
           TypeError: `meta` is not JSON.
-          OSError, ValueError: the write failed, as Orbax reports it (a full disk, a read-only folder).
+          OSError, ValueError: the write failed, as Orbax reports it (a full disk, a read-only folder); or an earlier
+            one did that was not waited for.
         """
+        self.wait()
         newer = [s for s in self.steps() if s >= step and self.problem(s) is None]
         if newer:
             raise CheckpointError(
@@ -109,25 +152,35 @@ class Checkpoints:
                 "use a new folder, or remove the later checkpoints"
             )
         record = {"meta": json.loads(json.dumps(dict(meta))), "step": step, "leaves": _leaves(state)}
+        if wait or jax.process_count() > 1:
+            self._write(step, state, record, best)
+            return
+        # np.array copies. np.asarray would be a view on CPUs, which keeps the next step from updating in place.
+        host = jax.tree.map(np.array, state)
+        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="rlalign-save")
+        self._pending = step, self._thread.submit(self._write, step, host, record, best)
+
+    def _write(self, step: int, state: TrainState, record: dict[str, Any], best: float | None) -> None:
         # A failed save may leave Orbax's threads writing for a moment: no two attempts share a folder.
         self._attempts += 1
         staging = self.folder / f"{_SAVING}{step}-{self._attempts}"
         self._alone(self._clean, "clean")
         try:
-            with _quiet():
-                items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
-                self._orbax.save(staging, args=items)
+            self._arrays.write(staging, state, record)
             self._alone(lambda: self._commit(staging, step), "commit")
         finally:
             if jax.process_index() == 0:
                 self._clean()
         self._alone(lambda: self._retain(step), "retain")
+        if best is not None:
+            self._mark(step, best)
 
     def meta(self, step: int) -> dict[str, Any]:
         """What `save` was given as `meta`. Raises CheckpointError where the step is damaged or absent."""
+        self.wait()
         if problem := self.problem(step):
             raise CheckpointError(f"{self.folder / str(step)}: {problem}")
-        return self._record(step)["meta"]
+        return self._arrays.record(self.folder / str(step))["meta"]
 
     def restore(
         self, step: int | None, like: TrainState, *, check: Callable[[dict[str, Any]], object] | None = None
@@ -146,24 +199,31 @@ class Checkpoints:
         Raises:
           CheckpointError: no intact step, or one whose arrays differ from `like` in name, shape or dtype.
         """
+        self.wait()
         step = self._intact(step)
-        record = self._record(step)
+        record = self._arrays.record(self.folder / str(step))
         if check is not None:
             check(record["meta"])
         _check_leaves(record["leaves"], _leaves(like), self.folder / str(step))
-        with _quiet():
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
-            state = self._orbax.restore(self.folder / str(step), args=args).state
+        state = self._arrays.state(self.folder / str(step), like)
         return state, {**record["meta"], "step": record["step"]}
 
     def mark_best(self, step: int, value: float | None = None) -> None:
         """Keeps `step` from now on whatever retention does; the step marked before loses that. It must be saved."""
+        self.wait()
         if step not in self.steps():
             raise CheckpointError(f"step {step} cannot be the best: {self.folder} has {self.steps()}")
+        self._mark(step, value)
+
+    def _mark(self, step: int, value: float | None) -> None:
         self._alone(lambda: write_atomic(self.folder / BEST, json.dumps({"step": step, "value": value})), "best")
 
     def best(self) -> int | None:
         """The step marked best, None if none was marked or it is gone."""
+        self.wait()
+        return self._marked()
+
+    def _marked(self) -> int | None:
         path = self.folder / BEST
         if not path.exists():
             return None
@@ -175,35 +235,8 @@ class Checkpoints:
 
     def problem(self, step: int) -> str | None:
         """What is wrong with a saved step: files missing, truncated or changed since it was saved; None if intact."""
-        return self._missing(step) or self._changed(step)
-
-    def _missing(self, step: int) -> str | None:
-        """What is wrong by names and sizes alone, which costs no read of the arrays."""
         root = self.folder / str(step)
-        try:
-            saved = json.loads((root / MANIFEST).read_bytes())
-            sizes = {name: size for name, (size, _) in saved.items()}
-        except FileNotFoundError:
-            return f"{MANIFEST} is missing" if root.is_dir() else "there is no such checkpoint"
-        except ValueError:
-            return f"{MANIFEST} is truncated or damaged"
-        except (AttributeError, TypeError):
-            return f"{MANIFEST} is damaged, or of an earlier version, without checksums"
-        found = {path.relative_to(root).as_posix(): path.stat().st_size for path in _files(root)}
-        for name, size in sizes.items():
-            if name not in found:
-                return f"{name} is missing"
-            if found[name] != size:
-                return f"{name} has {found[name]} bytes instead of {size}"
-        return None
-
-    def _changed(self, step: int) -> str | None:
-        """The first file whose bytes are not those that were saved."""
-        root = self.folder / str(step)
-        for name, (_, checksum) in json.loads((root / MANIFEST).read_bytes()).items():
-            if _crc32(root / name) != checksum:
-                return f"{name} is not what was saved (its CRC-32 differs)"
-        return None
+        return missing(root) or changed(root)
 
     def _intact(self, step: int | None) -> int:
         """The newest intact step up to `step`; warns of the damaged ones that it passes over.
@@ -227,14 +260,8 @@ class Checkpoints:
             warnings.warn(f"{text}; using step {found} instead", DamagedCheckpoint, stacklevel=3)
         return found
 
-    def _record(self, step: int) -> dict[str, Any]:
-        with _quiet():
-            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            return self._orbax.restore(self.folder / str(step), args=args).meta
-
     def _commit(self, staging: Path, step: int) -> None:
-        saved = {p.relative_to(staging).as_posix(): [p.stat().st_size, _crc32(p)] for p in _files(staging)}
-        write_atomic(staging / MANIFEST, json.dumps(saved, indent=0))
+        write_manifest(staging)
         target = self.folder / str(step)
         if target.exists():  # a damaged one: an intact one was refused by save
             self._delete(step)
@@ -244,7 +271,7 @@ class Checkpoints:
     def _retain(self, saved: int) -> None:
         steps = self.steps()
         # `saved` was read back a moment ago. Of the others sizes alone are compared: it may be the only good one.
-        stay = {saved, *[s for s in steps if self._missing(s) is None][-self.keep :], self.best()}
+        stay = {saved, *[s for s in steps if missing(self.folder / str(s)) is None][-self.keep :], self._marked()}
         for step in steps:
             if step not in stay and (self.keep_every is None or step % self.keep_every):
                 self._delete(step)
@@ -299,25 +326,6 @@ def check_same(saved: Mapping[str, Any], config: Mapping[str, Any], *, allow: Se
     return list(changed)
 
 
-def _files(root: Path) -> list[Path]:
-    """What a step consists of, besides its manifest."""
-    return [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != MANIFEST]
-
-
-def _crc32(path: Path, *, chunk: int = 1 << 20) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(chunk):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Where and how to restore one array; without a sharding of its own it goes to the first device."""
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
 def _leaves(tree: Any) -> dict[str, str]:
     """Dotted name of every array -> "dtype[shape]"."""
     named = {}
@@ -336,15 +344,3 @@ def _check_leaves(saved: dict[str, str], wanted: dict[str, str], where: Path, *,
         lines = [f"  {n}: saved {saved.get(n, 'absent')}, this run {wanted.get(n, 'absent')}" for n in names[:show]]
         more = [f"  and {len(names) - show} more"] if len(names) > show else []
         raise CheckpointError("\n".join([f"{where} holds another model or optimizer:", *lines, *more]))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax tells its life through absl's logger; what matters to a user is raised or warned of here."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

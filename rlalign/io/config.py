@@ -31,7 +31,8 @@ class RunConfig:
       eval_every: steps between evaluations on held-out prompts; the last state is always evaluated.
       eval_prompts: how many of them, the first ones.
       success: a reward from here on counts as right in the accuracy.
-      checkpoint_every: steps between checkpoints.
+      checkpoint_every: steps between checkpoints; each is written behind the steps that follow, from a copy of the
+        state in host memory.
       keep: checkpoints that stay, besides the best.
       max_invalid_share: a step with a larger share of invalid rewards ends the run with exit code 3.
       max_bad_steps: so many non-finite gradients in a row end the run with exit code 3.
@@ -122,6 +123,7 @@ class OfflineConfig:
       keep: checkpoints that stay, besides the best and the ends of iterations.
       max_bad_steps: so many non-finite gradients in a row end the run with exit code 3.
       samples_shown: generated answers kept for the report at each iteration.
+      canary: compare what each step leaves with what it should be, and warn with the probable cause (io/canary.py).
       keep_params: whether the parameters that are given can be used afterwards: that is a copy of them more in memory.
       profile: "3:5" writes a jax.profiler trace of steps 3 and 4; None for none.
 
@@ -147,6 +149,7 @@ class OfflineConfig:
     keep: int = 2
     max_bad_steps: int = 5
     samples_shown: int = 8
+    canary: bool = True
     keep_params: bool = True
     profile: str | None = None
 
@@ -201,6 +204,7 @@ class AgentConfig:
         code 3.
       max_bad_steps: so many non-finite gradients in a row end the run with exit code 3.
       groups_shown: groups of the training batch whose episodes are kept for the page at each evaluation.
+      canary: compare what each step leaves with what it should be, and warn with the probable cause (io/canary.py).
       keep_params: whether the parameters that are given can be used afterwards.
       profile: "3:5" writes a jax.profiler trace of steps 3 and 4; None for none.
 
@@ -229,6 +233,7 @@ class AgentConfig:
     max_lost_share: float = 0.2
     max_bad_steps: int = 5
     groups_shown: int = 2
+    canary: bool = True
     keep_params: bool = True
     profile: str | None = None
 

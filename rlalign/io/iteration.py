@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from rlalign import hosts
 from rlalign.algorithms import Algorithm
+from rlalign.io.canary import Canary
 from rlalign.io.config import OfflineConfig
 from rlalign.io.files import write_atomic
 from rlalign.models.decoder import Decoder
@@ -61,6 +62,7 @@ class Iterations:
       folder: created with the first file.
       decoder, algorithm, mesh, sampler: of the run.
       response_length: R.
+      canary: looks at the answers; `alarms` counts what it finds.
     """
 
     def __init__(
@@ -73,13 +75,18 @@ class Iterations:
         response_length: int,
         mesh: Mesh | None,
         sampler: Callable,
+        canary: Canary | None = None,
     ):
         self.config, self.folder, self.decoder, self.mesh, self.sampler = config, folder, decoder, mesh, sampler
         self.response_length = response_length
         self.score = None
         if algorithm.needs_reference:
             self.score = make_scorer(decoder, temperature=algorithm.temperature, mesh=mesh)
-        self.forwards = 0
+        self.canary = canary
+        generation = config.generation
+        # Else the sampler's log-probs are not to be the reference's.
+        self.comparable = generation is not None and generation.temperature == algorithm.temperature
+        self.forwards = self.alarms = 0
 
     def prepare(
         self, number: int, examples: Examples, chosen: Sequence[int], reference: str, params: Callable[[], Params]
@@ -117,6 +124,7 @@ class Iterations:
     def _find(self, number: int, examples: Examples, block: list[int], params: Params) -> dict[str, np.ndarray]:
         """Arrays of a block: token i32[n, R'], length and stop i32[n] of generated answers, ref_logp f[n, k, R]."""
         found: dict[str, np.ndarray] = {}
+        rollouts = None
         if self.config.generation is not None:
             rollouts = self.sampler(
                 self.decoder,
@@ -136,6 +144,9 @@ class Iterations:
             logp = self.score(params, packed)
             self.forwards += 1
             found["ref_logp"] = logp.reshape(len(examples), -1, length)
+        if self.canary is not None and rollouts is not None:
+            logp = found["ref_logp"][:, 1, : rollouts.tokens.shape[1]] if self.score and self.comparable else None
+            self.alarms += len(self.canary.answers(prompt_ids=block, rollouts=rollouts, logp=logp))
         return found
 
     def _take(self, done: Prepared, block: list[int], examples: Examples, found: dict[str, np.ndarray]) -> None:

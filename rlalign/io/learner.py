@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from rlalign import hosts
 from rlalign.algorithms import ALGORITHMS, Algorithm, try_out
+from rlalign.io.canary import canary_of
 from rlalign.io.config import OfflineConfig, check_horizon
 from rlalign.io.iteration import Examples, Iterations, Prepared, is_truncated
 from rlalign.io.mixture import entries_at_step
 from rlalign.io.session import Clock, Updates, in_rows
 from rlalign.models.decoder import Decoder
+from rlalign.rollout import sample
 from rlalign.train.mesh import AnyMesh, row_shards
 from rlalign.train.offline import LEARNT_FROM, RESPONSES, make_offline_batch
 from rlalign.train.optimizer import make_schedule
@@ -43,7 +46,10 @@ class Learner:
         self.schedule = make_schedule(config.optimizer)
         self.parts = config.microbatches * row_shards(mesh)
         self.response_length = _longest_response(config, examples)
-        how = {"mesh": mesh, "sampler": sampler, "response_length": self.response_length}
+        self.canary, self.still = None, loss_at_reference(algorithm)
+        if config.canary:
+            self.canary = canary_of(config.generation, decoder.config.dtype, engine=sampler is not sample)
+        how = {"mesh": mesh, "sampler": sampler, "response_length": self.response_length, "canary": self.canary}
         self.iterations = Iterations(config, Path(config.folder) / "iterations", decoder, algorithm, **how)
         self.seconds = 0.0  # of preparing, for the metrics of the next step
 
@@ -108,6 +114,14 @@ class Learner:
             "learning_rate": float(np.asarray(self.schedule(step % length))),
             "reference_forwards": self.iterations.forwards,
         }
+        if self.canary is not None:
+            with clock("canary"):
+                about = {"still": self.still if step % length == 0 else None, "metrics": metrics}
+                responses = [response for i in chosen for response in _responses(prepared.examples[i])]
+                sizes = np.array([len(response) for response in responses])
+                found = self.canary.learnt(step=step, length=sizes, mask=batch.packed.mask, **about)
+            metrics["alarms"] = len(found) + self.iterations.alarms
+            self.iterations.alarms = 0
         return state, metrics | {f"seconds_{phase}": value for phase, value in clock.seconds.items()}
 
     def _batch(self, chosen: np.ndarray, prepared: Prepared) -> Batch:
@@ -129,6 +143,15 @@ class Learner:
             valid=valid,
         )
         return in_rows(pack, self.config.num_rows)
+
+
+def loss_at_reference(algorithm: Algorithm) -> float | None:
+    """The loss of a policy that is its reference: all log-ratios are 0. None where there is no reference."""
+    if not algorithm.needs_reference:
+        return None
+    zero = jnp.zeros(2)
+    second = zero if algorithm.data == "pairs" else jnp.array([True, False])
+    return float(algorithm.loss(zero, second, valid=jnp.ones(2, bool))[0])
 
 
 def _responses(example: Any) -> list[np.ndarray]:

@@ -114,8 +114,9 @@ def fit_offline(
         state, found = resume(checkpoints, fresh, saved, allow_change)
         del fresh  # a resumed run needs it no more
         start, reference = found["step"], found.get("reference", "")
+        hosts.check_same_everywhere({"step": start})
         learn = Learner(config, algorithm, decoder, examples, optimizer=optimizer, mesh=mesh, sampler=sampler)
-        compiles, highest = CompileCounter(), hosts.of_first(best_accuracy(folder))
+        compiles, highest = CompileCounter(), hosts.of_first(best_accuracy(folder, before=start))
         record = stack.enter_context(recorder(folder, total, start, about_run(saved, decoder)))
         asked = stack.enter_context(asked_to_stop())
         trace = stack.enter_context(profiler(folder / "profile", traced_steps(config.profile)))
@@ -123,15 +124,17 @@ def fit_offline(
         for step in range(start, total + 1):
             begin = time.perf_counter()
             metrics: dict[str, Any] = {}
+            checkpoints.check()
             ends = step % length == 0
             if evaluate is not None and (ends or step % config.eval_every == 0):
                 metrics |= {f"eval_{k}": float(v) for k, v in evaluate(decoder, state.params).items()}
             accuracy, stop = metrics.get("eval_accuracy", -1.0), hosts.agree(bool(asked))
             if accuracy > highest or step % config.checkpoint_every == 0 or ends or stop:
-                meta = {"config": saved, "reference": reference}
-                save_step(checkpoints, step, state, meta, best=accuracy if accuracy > highest else None)
+                meta, best = {"config": saved, "reference": reference}, accuracy if accuracy > highest else None
+                metrics["seconds_save"] = save_step(checkpoints, step, state, meta, best=best)
             highest = max(highest, accuracy)
             if stop:
+                checkpoints.wait()
                 raise SystemExit(0)
             trace(step)
             if step < total:

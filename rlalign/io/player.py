@@ -17,6 +17,7 @@ from rlalign.envs.episodes import Episode, play
 from rlalign.envs.protocol import End
 from rlalign.envs.rows import Rows, advantage_parts, episode_batch, group_metrics, rows_of
 from rlalign.envs.worlds import Copies
+from rlalign.io.canary import Canary, canary_of
 from rlalign.io.config import AgentConfig
 from rlalign.io.mixture import entries_at_step
 from rlalign.io.runner import EVAL_SEED
@@ -26,7 +27,7 @@ from rlalign.train.mesh import row_shards
 from rlalign.train.optimizer import make_schedule
 from rlalign.train.score import make_scorer
 from rlalign.train.step import make_train_step
-from rlalign.types import Batch, Params, StopReason, TrainState
+from rlalign.types import Batch, Params, Rollouts, StopReason, TrainState
 
 
 class Player:
@@ -62,6 +63,7 @@ class Player:
         score = make_scorer(decoder, temperature=algorithm.temperature, mesh=mesh, microbatches=cut)
         self.reference = None if reference is None else functools.partial(score, reference)
         self.parts = cut * row_shards(mesh)
+        self.canary: Canary | None = None  # begins with the first step
         self.shown: list[dict[str, Any]] = []  # the newest training episodes, for the next evaluation's page
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
@@ -87,14 +89,34 @@ class Player:
             learning_rate = float(np.asarray(self.schedule(state.step)))
             state, metrics = passes(self.update, state, batch, epochs=config.epochs, minibatches=config.minibatches)
         metrics |= episode_metrics(episodes, rows, batch) | about | played_metrics(played)
-        metrics |= {f"seconds_{phase}": value for phase, value in clock.seconds.items()}
         metrics["tokens_per_second"] = metrics["tokens_repeated"] / sum(clock.seconds.values())
+        if config.canary:
+            with clock("canary"):
+                metrics["alarms"] = self._watch(step, episodes, rows, batch, metrics)
+        metrics |= {f"seconds_{phase}": value for phase, value in clock.seconds.items()}
         metrics["learning_rate"] = learning_rate
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             few = [episode for episode in episodes if episode.group < config.groups_shown]
             parts = {"advantage": np.asarray(batch.advantage), **advantage_parts(self.algorithm, rows)}
             self.shown = records(few, step, "train", rows, parts)
         return state, metrics
+
+    def _watch(self, step: int, episodes: Sequence[Episode], rows: Rows, batch: Batch, metrics: dict[str, Any]) -> int:
+        """How many contracts of the loop do not hold. Equal prompts are only sure to come at first turns."""
+        if self.canary is None:
+            self.canary = canary_of(self.config.episodes.sampling, self.decoder.config.dtype, begins=step == 0)
+        live = slice(rows.count)
+        owner = np.where(rows.step[live] == 0, rows.group[live], -1)
+        seeds = {episode.group: episode.seed for episode in episodes}
+        counted = {"tokens_learnt": metrics["tokens"]} if self.config.minibatches == 1 else {}
+        found = self.canary(
+            step=step,
+            prompt_ids=[seeds[group] for group in range(len(seeds))],
+            rollouts=Rollouts(*(x[live] for x in rows.rollouts))._replace(prompt=owner),
+            learnt=np.asarray(batch.packed.mask)[live],
+            metrics=metrics | counted,
+        )
+        return len(found)
 
     def _episodes(self, params: Params, step: int) -> tuple[list[Episode], list[Episode]]:
         """A batch of groups, those without signal replaced while there are tries; and all episodes that were played."""

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from rlalign import hosts
 from rlalign.algorithms import ALGORITHMS, NEEDS, Algorithm, try_out
-from rlalign.io.canary import Canary
+from rlalign.io.canary import Canary, canary_of
 from rlalign.io.config import RunConfig
 from rlalign.io.mixture import entries_at_step, reward_by_set
 from rlalign.io.rollouts import rollout_metrics, term_means, term_metrics, terms_together
@@ -113,7 +113,8 @@ class Runner:
         metrics |= rollout_metrics(config, prompts, rollouts, rewards, batch)
         metrics |= term_metrics(rewards, rollouts.prompt, len(prompts))
         if config.canary:
-            metrics["alarms"] = self._watch(step, chosen, rollouts, batch, metrics)
+            with clock("canary"):
+                metrics["alarms"] = self._watch(step, chosen, rollouts, batch, metrics)
         metrics |= reward_by_set(self.prompts, chosen[rollouts.prompt], rewards)
         if self.judge is not None:
             del metrics["accuracy"]  # a judge's numbers have no `success`
@@ -124,17 +125,11 @@ class Runner:
 
     def _watch(self, step: int, chosen: np.ndarray, rollouts: Rollouts, batch: Batch, metrics: dict[str, Any]) -> int:
         """How many contracts of the loop do not hold; each is logged once."""
-        sampling = self.config.sampling
         if self.canary is None:
-            self.canary = Canary(
-                eos_ids=sampling.eos_ids,
-                narrow=self.decoder.config.dtype not in ("float32", "float64"),
-                truncated=sampling.top_k is not None or sampling.top_p is not None,
-                begins=step == 0,
-            )
-        learnt = {"tokens_learnt": metrics["tokens"]} if self.config.minibatches == 1 else {}
-        seen = {"prompt_ids": chosen, "rollouts": rollouts, "batch": batch, "metrics": metrics | learnt}
-        return len(self.canary(**seen))
+            self.canary = canary_of(self.config.sampling, self.decoder.config.dtype, begins=step == 0)
+        counted = {"tokens_learnt": metrics["tokens"]} if self.config.minibatches == 1 else {}
+        seen = {"prompt_ids": chosen, "rollouts": rollouts, "learnt": batch.packed.mask, "metrics": metrics | counted}
+        return len(self.canary(step=step, **seen))
 
     def _greedy_rewards(self, params, prompts, step: int) -> Rewards:
         """Of each prompt's greedy answer (ReMax)."""

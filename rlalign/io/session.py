@@ -155,20 +155,24 @@ def train_steps(
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep))
         state, found = resume(checkpoints, state, saved, allow_change)
         start = found["step"]
-        compiles, highest = CompileCounter(), hosts.of_first(best_accuracy(folder))
+        hosts.check_same_everywhere({"step": start})
+        compiles, highest = CompileCounter(), hosts.of_first(best_accuracy(folder, before=start))
         record = stack.enter_context(recorder(folder, config.steps, start, about_run(saved, decoder)))
         asked = stack.enter_context(asked_to_stop())
         trace = stack.enter_context(profiler(folder / "profile", traced_steps(config.profile)))
         for step in range(start, config.steps + 1):
             begin = time.perf_counter()
             metrics: dict[str, Any] = {}
+            checkpoints.check()
             if step % config.eval_every == 0 or step == config.steps:
                 metrics |= run.evaluate(state, step, folder / "samples.jsonl")
             accuracy, stop = metrics.get("eval_accuracy", -1.0), hosts.agree(bool(asked))
             if accuracy > highest or step % config.checkpoint_every == 0 or step == config.steps or stop:
-                save_step(checkpoints, step, state, {"config": saved}, best=accuracy if accuracy > highest else None)
+                best = accuracy if accuracy > highest else None
+                metrics["seconds_save"] = save_step(checkpoints, step, state, {"config": saved}, best=best)
             highest = max(highest, accuracy)
             if stop:
+                checkpoints.wait()
                 raise SystemExit(0)
             trace(step)
             if step < config.steps:
@@ -208,14 +212,20 @@ def restore(
 
 def save_step(
     checkpoints: Checkpoints, step: int, state: TrainState, meta: Mapping[str, Any], *, best: float | None
-) -> None:
-    """Save the step, unless a run that was killed here did, and mark it where its accuracy is the best so far."""
+) -> float:
+    """Save the step, unless a run that was killed here did, and mark it where its accuracy is the best so far.
+
+    The save goes on behind the next steps; checkpoints.check raises what it fails with. Returns for how many seconds
+    the run stood still.
+    """
+    begin = time.perf_counter()
     # Absent, or damaged. Asked together: a file system may show a folder to one host before another, and only the first
     # need read all of it.
     if hosts.agree(hosts.first() and checkpoints.problem(step) is not None):
-        checkpoints.save(step, state._replace(params=trained(state.params)), meta)
-    if best is not None:
+        checkpoints.save(step, state._replace(params=trained(state.params)), meta, best=best, wait=False)
+    elif best is not None:
         checkpoints.mark_best(step, best)
+    return time.perf_counter() - begin
 
 
 @contextlib.contextmanager
@@ -257,9 +267,9 @@ def accuracy_curve(folder: Path) -> dict[int, float]:
     return {row["step"]: row["eval_accuracy"] for row in rows if row.get("eval_accuracy") is not None}
 
 
-def best_accuracy(folder: Path) -> float:
-    """The highest of them, -1 where there is none."""
-    return max(accuracy_curve(folder).values(), default=-1.0)
+def best_accuracy(folder: Path, *, before: int) -> float:
+    """The highest of them before a step, -1 where there is none: later ones come again, and with them their saves."""
+    return max((value for step, value in accuracy_curve(folder).items() if step < before), default=-1.0)
 
 
 def _keep_samples_before(path: Path, step: int) -> None:

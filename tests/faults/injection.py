@@ -14,6 +14,7 @@ import importlib
 import inspect
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ POINTS = {
 STEPPED = (
     "rlalign.io.runner:Runner.step",
     "rlalign.io.runner:Runner.evaluate",
-    "rlalign.io.checkpoint:Checkpoints.save",
+    "rlalign.io.checkpoint:Checkpoints._write",  # in the thread that saves
     "rlalign.io.metrics:MetricsLog.write",
 )
 Act = Callable[[Any], Any]
@@ -64,11 +65,11 @@ def fail_at(point: str, step: int | None, act: Act, *, times: int = 1) -> Iterat
       times: how often, from that step on.
     """
     target, after = POINTS[point]
-    fault, now = Fault(point, step), [None]
+    fault, thread = Fault(point, step), threading.local()
 
     def call(function, *args, **given):
         bound = inspect.signature(function).bind(*args, **given)
-        own = bound.arguments["step"] if target in STEPPED else now[-1]
+        own = bound.arguments["step"] if target in STEPPED else getattr(thread, "step", None)
         due = fault.fired < times and (step is None or (own is not None and own >= step))
         if not due:
             return function(*args, **given)
@@ -82,11 +83,12 @@ def fail_at(point: str, step: int | None, act: Act, *, times: int = 1) -> Iterat
         return function(*bound.args, **bound.kwargs)
 
     def remember(function, *args, **given):
-        now.append(inspect.signature(function).bind(*args, **given).arguments["step"])
+        before = getattr(thread, "step", None)
+        thread.step = inspect.signature(function).bind(*args, **given).arguments["step"]
         try:
             return function(*args, **given)
         finally:
-            now.pop()
+            thread.step = before
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_replaced(target, call))

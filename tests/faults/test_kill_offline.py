@@ -32,7 +32,7 @@ def steps(run):
 MOMENTS = {
     "generation": (lambda run: prepared(run, 1) >= 3, lambda run: 3 <= prepared(run, 1) < 12),
     "training": (lambda run: steps(run) >= 9, lambda run: 9 <= steps(run) < 12),
-    "between": (lambda run: (run / "checkpoints" / "12").exists(), lambda run: prepared(run, 2) < 12),
+    "between": (lambda run: (run / "iterations" / "2").exists(), lambda run: prepared(run, 2) < 12 and steps(run) < 13),
 }
 
 

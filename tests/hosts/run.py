@@ -12,6 +12,7 @@ import numpy as np
 import rlalign as ra
 from rlalign import hosts
 from rlalign.envs import sums
+from rlalign.io import session
 from tests.tiny import sums_model, sums_run
 
 MODEL = sums_model(16)
@@ -67,7 +68,7 @@ if __name__ == "__main__":
     parser.add_argument("folder")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--patience", type=int, default=30)
-    parser.add_argument("--seed", choices=("same", "own"), default="same")
+    parser.add_argument("--own", choices=("nothing", "settings", "step"), default="nothing", help="of each process")
     parser.add_argument("--save", default="")
     parser.add_argument("--export", default="")
     for axis in ("data", "fsdp", "tensor"):
@@ -75,8 +76,10 @@ if __name__ == "__main__":
     flags = parser.parse_args()
     hosts.join(patience=flags.patience)
     mesh = ra.make_mesh(data=flags.data, fsdp=flags.fsdp, tensor=flags.tensor)
-    seed = jax.process_index() if flags.seed == "own" else 0
-    leaves = train(flags.folder, mesh, steps=flags.steps, seed=seed)
+    own = {"seed": jax.process_index(), "reward_limit": 20.0 + jax.process_index()} if flags.own == "settings" else {}
+    if flags.own == "step":
+        session.resume = lambda checkpoints, state, *_: (state, {"step": jax.process_index()})
+    leaves = train(flags.folder, mesh, steps=flags.steps, **own)
     if flags.save and hosts.first():
         np.savez(flags.save, **leaves)
     if flags.export:

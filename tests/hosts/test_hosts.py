@@ -150,12 +150,21 @@ def test_when_one_process_is_killed_the_other_ends_and_says_why_and_the_run_goes
         np.testing.assert_array_equal(ends["run"][0][name], leaf, err_msg=name)
 
 
-def test_processes_that_were_started_differently_are_refused(tmp_path):
-    flags = ("--steps", 1, "--data", 2)
-    processes = start(tmp_path / "run", *flags, "--seed", "own", devices=1)
+DIFFERENT = {
+    "settings": ("seed: 0 there, 1 here", "reward_limit: 20.0 there, 21.0 here"),
+    "step": ("step: 0 there, 1 here",),
+}
+
+
+@pytest.mark.parametrize("own", DIFFERENT)
+def test_processes_that_were_started_differently_are_refused(own, tmp_path):
+    processes = start(tmp_path / "run", "--steps", 2, "--data", 2, "--own", own, devices=1)
     assert all(code not in (0, -9) for code in finish(processes))
     for process in processes:
-        assert "process 1 differs from process 0 in seed: 0 there, 1 here" in process.log.read_text()
+        said = process.log.read_text()
+        assert "process 1 differs from process 0 in" in said
+        assert all(text in said for text in DIFFERENT[own]), said[-3000:]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from rlalign.envs.protocol import End
 from rlalign.envs.words import EOS
 from rlalign.envs.worlds import Worlds
 from rlalign.io.agents import fit_agent
+from rlalign.io.canary import CAUSES
 from rlalign.io.checkpoint import ConfigMismatch
 from rlalign.io.config import AgentConfig
 from rlalign.io.files import fingerprint
@@ -20,7 +21,7 @@ from rlalign.io.metrics import read_metrics
 from rlalign.io.player import Player
 from rlalign.io.session import RunAborted
 from rlalign.plan import read_job
-from rlalign.types import StopReason
+from rlalign.types import Rollouts, StopReason
 from tests.envs.corridor import Corridor
 from tests.envs.test_episodes import DECODER, REBUILT, WORDS, either
 
@@ -87,6 +88,7 @@ def test_a_run_logs_evaluates_and_shows_its_episodes(whole):
     assert first["ratio_error"] <= 1e-4
     assert first["environment_steps"] == pytest.approx(8 * first["episode_steps"])
     assert first["episodes_played"] == 8
+    assert [row.get("alarms") for row in rows] == [0, 0, 0, 0, None]
     assert first["tokens_stored"] < first["tokens_repeated"]
     for name in ("anchor_share", "step_to_episode", "invalid_actions", "seconds_group", "loss", "kl", "score"):
         assert np.isfinite(first[name])
@@ -122,6 +124,28 @@ def test_a_killed_run_continues_in_the_same_bits(whole, tmp_path):
         run(config(tmp_path), parse=bare)
     with pytest.raises(ConfigMismatch, match=r"episodes\.penalty"):
         run(config(tmp_path, episodes=dataclasses.replace(EPISODES, penalty=0.5)))
+
+
+def faulty(decoder, params, prompts, **how):
+    """Equal prompts share a key, all answers are said to have ended, and log-probs are not those of what was drawn."""
+    rollouts = ra.sample(decoder, params, prompts, at_least=(8, EPISODES.max_prompt), **how)
+    first = {}
+    rows = [first.setdefault(prompt.tokens.tobytes(), row) for row, prompt in enumerate(prompts)]
+    rollouts = Rollouts(*(x[rows] for x in rollouts))
+    ended = np.full_like(rollouts.stop, StopReason.EOS)
+    return rollouts._replace(stop=ended, logp=rollouts.logp - 0.5 * rollouts.mask)
+
+
+def test_the_canary_watches_episodes(tmp_path, caplog):
+    steps = {"steps": 14, "eval_every": 14, "eval_tasks": 1, "checkpoint_every": 14}
+    run(config(tmp_path / "run", **steps), sampler=faulty)
+    told = [record.getMessage() for record in caplog.records if record.name.endswith("canary")]
+    for kind in ("eos", "keys_in_group", "temperature"):
+        assert sum(f"probably {CAUSES[kind]}" in text for text in told) == 1, (kind, told)
+    assert "padding" not in {kind for kind, cause in CAUSES.items() for text in told if cause in text}
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["alarms"] == 1
+    run(config(tmp_path / "off", steps=1, canary=False), sampler=faulty)
+    assert "alarms" not in read_metrics(tmp_path / "off" / "metrics.jsonl")[0]
 
 
 @pytest.mark.parametrize("name", ["grpo", "hgpo"])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import time
 
 import jax
 import numpy as np
@@ -67,9 +66,8 @@ class Loop:
         return state.params
 
     def run(self, steps):
-        """All alarms, the seconds of the canary and those of the steps."""
-        canary, state, alarms, cost = Canary(eos_ids=SAMPLING.eos_ids), init_state(DECODER, start(), OPTIMIZER), [], []
-        begin = time.perf_counter()
+        """All alarms, with their steps."""
+        canary, state, alarms = Canary(eos_ids=SAMPLING.eos_ids), init_state(DECODER, start(), OPTIMIZER), []
         for step in range(steps):
             chosen = np.arange(4 * step, 4 * step + 4) % len(PROMPTS)
             prompts = [PROMPTS[i] for i in chosen]
@@ -81,10 +79,9 @@ class Loop:
             state, metrics = passes(self.update, state, batch, epochs=1, minibatches=1)
             metrics["tokens_learnt"] = metrics["tokens"]
             metrics["groups_without_signal"] = int((~signal).sum())
-            at = time.perf_counter()
-            alarms += canary(prompt_ids=chosen, rollouts=rollouts, batch=batch, metrics=metrics)
-            cost.append(time.perf_counter() - at)
-        return alarms, sum(cost), time.perf_counter() - begin
+            seen = {"prompt_ids": chosen, "rollouts": rollouts, "learnt": batch.packed.mask, "metrics": metrics}
+            alarms += [(step, alarm) for alarm in canary(step=step, **seen)]
+        return alarms
 
 
 def at_another_temperature(loop):
@@ -179,18 +176,17 @@ BUGS = {  # what is planted -> the alarm that names it
 def test_a_planted_bug_is_found_and_its_cause_named(plant, update, score, caplog):
     loop = Loop(update, score)
     plant(loop)
-    alarms, _, _ = loop.run(2 * WINDOW)
-    found = {alarm.kind for alarm in alarms}
+    alarms = loop.run(2 * WINDOW)
+    found = {alarm.kind for _, alarm in alarms}
     assert BUGS[plant] in found, found
     assert found <= {BUGS[plant], "no_signal"}, found  # one key a group leaves no signal either
     assert CAUSES[BUGS[plant]] in caplog.text
     assert caplog.text.count(f"probably {CAUSES[BUGS[plant]]}") == 1  # said once
 
 
-def test_clean_steps_raise_no_alarm_and_cost_little(update, score):
-    alarms, cost, whole = Loop(update, score).run(STEPS)
-    assert not alarms, [str(alarm) for alarm in alarms]
-    assert cost < 0.1 * whole  # steps of 10 ms here
+def test_clean_steps_raise_no_alarm(update, score):
+    alarms = Loop(update, score).run(STEPS)
+    assert not alarms, [str(alarm) for _, alarm in alarms]
 
 
 def test_every_cause_has_a_bug():

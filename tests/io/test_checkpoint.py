@@ -3,6 +3,8 @@ import math
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
@@ -11,8 +13,10 @@ import numpy as np
 import optax
 import pytest
 
+from rlalign.io.arrays import Arrays, _quiet
 from rlalign.io.checkpoint import CheckpointError, Checkpoints, ConfigMismatch, DamagedCheckpoint, check_same
 from rlalign.types import TrainState
+from tests.faults.injection import refuse
 
 
 def make_state(seed=0):
@@ -196,7 +200,7 @@ def test_a_flipped_bit_anywhere_is_found_and_its_file_named(two_steps, number):
 
 def test_orbax_alone_restores_a_flipped_bit_in_silence(two_steps, monkeypatch):
     """Why there are checksums: a bit of the arrays' data, restored without them."""
-    monkeypatch.setattr(Checkpoints, "_changed", lambda self, step: None)
+    monkeypatch.setattr("rlalign.io.checkpoint.changed", lambda root: None)
     data = max(files_of(two_steps, 20), key=lambda path: path.stat().st_size)
     content = data.read_bytes()
     silent = 0
@@ -279,7 +283,7 @@ def test_a_save_that_dies_leaves_nothing_under_its_number(checkpoints, monkeypat
         if place == "rename":
             patch.setattr(Path, "rename", die)
         elif place == "manifest":
-            patch.setattr("rlalign.io.checkpoint.write_atomic", die)
+            patch.setattr("rlalign.io.manifest.write_atomic", die)
         else:
             patch.setattr("orbax.checkpoint.Checkpointer.save", die_halfway)
         with pytest.raises(KeyboardInterrupt):
@@ -288,6 +292,100 @@ def test_a_save_that_dies_leaves_nothing_under_its_number(checkpoints, monkeypat
     assert [path.name for path in checkpoints.folder.iterdir()] == ["10"]
     checkpoints.save(20, STATE, {})
     assert checkpoints.steps() == [10, 20]
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Saves that write nothing before somebody waits for them; the second value lists what they have written."""
+    waited_for, written, wait, write = threading.Event(), [], Future.exception, Arrays.write
+
+    def exception(self, timeout=None):
+        waited_for.set()
+        return wait(self, timeout)
+
+    def held_back(self, folder, state, record):
+        assert waited_for.wait(60), "nobody waits for the save"
+        write(self, folder, state, record)
+        written.append(record["step"])
+
+    monkeypatch.setattr(Future, "exception", exception)
+    monkeypatch.setattr(Arrays, "write", held_back)
+    return waited_for, written
+
+
+def test_a_save_behind_the_steps_is_of_what_the_state_was(checkpoints, held):
+    """The arrays are used up, and written over, before any of them is written to disk."""
+    state = jax.tree.map(jnp.array, STATE)
+    where = state.params["embed"].unsafe_buffer_pointer()
+    checkpoints.save(10, state, {}, wait=False)
+    later = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
+    assert state.params["embed"].is_deleted()
+    assert later.params["embed"].unsafe_buffer_pointer() == where, "the copy must not keep the buffer from being reused"
+    assert (held[1], checkpoints.steps()) == ([], [])
+    checkpoints.wait()
+    assert_bitwise(checkpoints.restore(10, STATE)[0], STATE)
+
+
+@pytest.mark.parametrize("need", ["save", "restore", "best", "mark_best", "meta", "close"])
+def test_whatever_needs_a_save_waits_for_it(checkpoints, held, need):
+    checkpoints.save(10, STATE, {"at": 10}, best=0.5, wait=False)
+    assert checkpoints.steps() == []
+    calls = {
+        "save": lambda: checkpoints.save(20, STATE, {}, wait=False),
+        "restore": lambda: checkpoints.restore(None, STATE)[1]["step"] == 10,
+        "best": lambda: checkpoints.best() == 10,
+        "mark_best": lambda: checkpoints.mark_best(10) is None,
+        "meta": lambda: checkpoints.meta(10) == {"at": 10},
+        "close": checkpoints.close,
+    }
+    assert calls[need]() in (None, True)
+    assert held[1][0] == 10
+    assert 10 in checkpoints.steps()
+    checkpoints.wait()
+    assert checkpoints.steps() == ([10, 20] if need == "save" else [10])
+
+
+PLACES = ("pathlib.Path.rename", "rlalign.io.manifest.write_atomic", "orbax.checkpoint.Checkpointer.save")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_save_that_fails_behind_the_steps_is_an_error_at_the_next_check(checkpoints, monkeypatch, place):
+    checkpoints.save(10, STATE, {})
+    fired = []
+
+    def full(*_, **__):
+        fired.append(place)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, full)
+        checkpoints.save(20, STATE, {}, wait=False)
+        assert checkpoints._pending[1].exception(60) is not None
+        with pytest.raises(OSError, match="No space left on device") as error:
+            checkpoints.check()
+    assert "while step 20 was being saved to" in error.value.__notes__[0]
+    assert error.value.__notes__[0].endswith("which has [10]")
+    assert fired == [place]
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["10"]
+    assert_bitwise(checkpoints.restore(None, STATE)[0], STATE)
+    checkpoints.check()  # told once
+    checkpoints.save(20, STATE, {}, wait=False)
+    checkpoints.wait()
+    assert checkpoints.steps() == [10, 20]
+
+
+def test_a_failed_save_does_not_hide_what_ended_the_run(tmp_path, monkeypatch, caplog):
+    def run():
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(20, STATE, {}, wait=False)
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(Arrays, "write", lambda *_: refuse(None))
+    with pytest.raises(ZeroDivisionError):
+        run()
+    assert "and a save failed" in caplog.text
+    assert "Read-only file system" in caplog.text
+    assert "while step 20 was being saved" in caplog.text
 
 
 # In a process of its own: Orbax's threads outlive a failed write for a moment, and complain.
@@ -353,10 +451,19 @@ def test_a_damaged_best_file_is_an_error_not_a_guess(checkpoints):
         checkpoints.best()
 
 
-def test_orbax_is_silenced_only_while_it_works(checkpoints, caplog):
-    caplog.set_level(17, "absl")
+def test_orbax_is_silenced_and_nobody_else(checkpoints, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "absl")
+    write = Arrays.write
+
+    def speaking(self, *args):
+        with _quiet():
+            logging.getLogger("absl").info("of others")
+        write(self, *args)
+
+    monkeypatch.setattr(Arrays, "write", speaking)
     checkpoints.save(10, STATE, {})
-    assert logging.getLogger("absl").level == 17
+    assert [record.message for record in caplog.records if record.name == "absl"] == ["of others"]
+    assert not logging.getLogger("absl").filters
 
 
 RESHARD = """

@@ -19,6 +19,7 @@ from rlalign.io.checkpoint import Checkpoints, ConfigMismatch, DamagedCheckpoint
 from rlalign.io.files import fingerprint
 from rlalign.io.metrics import read_metrics
 from rlalign.io.runner import RunAborted
+from rlalign.io.session import best_accuracy
 from rlalign.models.tokenizer import Tokenizer
 from rlalign.plan import read_job
 from tests.tiny import sums_model
@@ -170,6 +171,13 @@ def test_a_run_is_known_by_what_its_functions_were_given(tmp_path):
     run(config(tmp_path, steps=2), algorithm=mine(1.0))
     with pytest.raises(ConfigMismatch, match=r"advantage\.factor: saved \[1\.0\], now \[2\.0\]"):
         run(config(tmp_path, steps=3), algorithm=mine(2.0))
+
+
+def test_the_best_accuracy_is_not_that_of_steps_that_come_again(tmp_path):
+    """Else a step whose save was lost in a kill would come again, be no better than itself, and never be saved."""
+    rows = [{"step": 0, "eval_accuracy": 0.1}, {"step": 4, "eval_accuracy": 0.5}, {"step": 8, "eval_accuracy": 0.2}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [best_accuracy(tmp_path, before=step) for step in (0, 4, 5, 9)] == [-1.0, 0.1, 0.5, 0.5]
 
 
 def test_a_damaged_last_checkpoint_is_written_anew(tmp_path):

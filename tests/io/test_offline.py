@@ -11,14 +11,17 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import rlalign as ra
 from rlalign.envs import sums
+from rlalign.io.canary import CAUSES
 from rlalign.io.checkpoint import ConfigMismatch
 from rlalign.io.data import prompts_at_step
 from rlalign.io.files import fingerprint
 from rlalign.io.iteration import _read
+from rlalign.io.learner import loss_at_reference
 from rlalign.io.metrics import read_metrics
 from rlalign.train import make_rewarder
-from rlalign.train.offline import pack_examples
-from tests.tiny import sums_model
+from rlalign.train.offline import LEARNT_FROM, make_offline_batch, pack_examples
+from rlalign.types import StopReason
+from tests.tiny import random_params, sums_model
 
 DECODER = ra.Decoder(sums_model(8))
 GENERATION = ra.SampleConfig(1, sums.ANSWER_TOKENS, eos_ids=(sums.EOS,))
@@ -91,10 +94,46 @@ def test_each_iteration_answers_and_scores_once(whole):
     run, _ = whole
     logged = rows(run)
     assert [row["step"] for row in logged] == list(range(7))
+    assert [row.get("alarms") for row in logged] == [0] * 6 + [None]
     # 24 demonstrations, 16 at a time: two batches an iteration, and no more in later steps.
     assert [row.get("reference_forwards") for row in logged] == [2, 2, 2, 4, 4, 4, None]
     assert [row["step"] for row in logged if "copied_share" in row] == [0, 3]
     assert [row["step"] for row in logged if "eval_nats" in row] == [0, 2, 3, 4, 6]
+
+
+def faulty(decoder, weights, prompts, *, step, **how):
+    """The random numbers of the first iteration, and end tokens that are cut off."""
+    rollouts = ra.sample(decoder, weights, prompts, step=0, **how)
+    ends = (rollouts.tokens == sums.EOS) & (rollouts.stop == StopReason.EOS)[:, None]
+    return rollouts._replace(mask=rollouts.mask & ~ends)
+
+
+def test_the_canary_watches_what_is_generated_and_what_is_learnt_from_it(tmp_path, caplog, monkeypatch):
+    """A sampler with two bugs, a reference at another temperature, and a batch that lost a token."""
+
+    def shorter(*args, **given):
+        batch = make_offline_batch(*args, **given)
+        mask = np.array(batch.packed.mask)
+        mask[0, mask[0].sum() - 1] = False
+        return batch._replace(packed=batch.packed._replace(mask=mask, node=np.where(mask, batch.packed.node, -1)))
+
+    monkeypatch.setattr("rlalign.io.learner.make_offline_batch", shorter)
+    hot = lambda decoder, **how: ra.make_scorer(decoder, **(how | {"temperature": 3.0}))
+    monkeypatch.setattr("rlalign.io.iteration.make_scorer", hot)
+    run = config(tmp_path, iterations=4, optimizer=ra.OptimizerConfig(learning_rate=1e-6))
+    fit(run, start=random_params(DECODER.config, 0, 0.5), sampler=faulty)
+    told = [record.getMessage() for record in caplog.records if record.name.endswith("canary")]
+    for kind in ("eos", "keys_of_steps", "numerics", "reference_start", "padding"):
+        assert sum(f"probably {CAUSES[kind]}" in text for text in told) == 1, (kind, told)
+    assert len(told) == 5
+    assert rows(run)[0]["alarms"] >= 4
+
+
+@pytest.mark.parametrize("name", [name for name, a in ra.ALGORITHMS.items() if a.data in LEARNT_FROM])
+def test_an_algorithm_with_a_reference_has_a_loss_there(name):
+    found = loss_at_reference(ra.ALGORITHMS[name])
+    assert (found is not None) == ra.ALGORITHMS[name].needs_reference
+    assert found is None or np.isfinite(found)
 
 
 def test_an_iteration_begins_with_its_reference(whole):
@@ -232,7 +271,9 @@ def test_imitation_raises_the_likelihood_of_the_demonstrations(tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["dpo", "kto"])
 def test_preferences_are_learnt(tmp_path, algorithm):
-    result = fit(plain(tmp_path, algorithm), examples=PAIRS)
+    run = plain(tmp_path, algorithm)
+    result = fit(run, examples=PAIRS)
+    assert {row["alarms"] for row in rows(run)[:-1]} == {0}
     packed = pack_examples(PAIRS, row_length=32)
     margins = [ra.make_scorer(DECODER)(weights, packed).sum(axis=1) for weights in (params(), result.state.params)]
     gained = np.subtract(*[m.reshape(-1, 2) for m in reversed(margins)])
