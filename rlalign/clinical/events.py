@@ -164,7 +164,10 @@ def table_of(events: Iterable[Event]) -> EventTable:
     ]:
         for name, texts in index.items():
             if len(texts) > np.iinfo(NAMES[name]).max:
-                raise ValueError(f"column {name!r} has more than {np.iinfo(NAMES[name]).max} different texts")
+                raise ValueError(
+                    f"column {name!r} has more than {np.iinfo(NAMES[name]).max} different texts, {len(texts)} by now: "
+                    f"before table_of, leave out events by their {name}, or give several texts one name"
+                )
         parts.append(np.array(chunk, ROW))
     if not set(flags) <= set(FLAGS):
         raise ValueError(f"a flag is none of {', '.join(map(repr, FLAGS))}: translate it with flag_of")
@@ -188,15 +191,19 @@ def _compact(rows: np.ndarray, names: dict[str, tuple[str, ...]]) -> EventTable:
 
 
 def _dated(table: EventTable) -> EventTable:
-    """Diagnoses without a time get that of the end of their visit, in place."""
+    """Diagnoses without a time get that of the end of their visit, the last one where there are several, in place."""
     rows, at = table.rows, lambda name, text: _place(table.names[name], text)
-    end = np.full(len(table.names["visit"]), UNKNOWN_TIME)
-    ends = rows[(rows["system"] == at("system", VISIT)) & (rows["code"] == at("code", END))]
-    end[ends["visit"]] = ends["time"]
-    if (nowhere := at("visit", "")) >= 0:
-        end[nowhere] = UNKNOWN_TIME
-    late = (rows["time"] == UNKNOWN_TIME) & np.isin(rows["system"], [at("system", name) for name in DIAGNOSES])
-    rows["time"][late] = end[rows["visit"][late]]
+    stay = lambda rows: rows["subject"].astype("i8") * len(table.names["visit"]) + rows["visit"]  # two may share a name
+    inside = rows["visit"] != at("visit", "")
+    ends = rows[inside & (rows["system"] == at("system", VISIT)) & (rows["code"] == at("code", END))]
+    late = inside & (rows["time"] == UNKNOWN_TIME)
+    late = np.flatnonzero(late & np.isin(rows["system"], [at("system", name) for name in DIAGNOSES]))
+    stays, place = np.unique(stay(ends), return_inverse=True)
+    end = np.full(len(stays), UNKNOWN_TIME)
+    np.maximum.at(end, place, ends["time"])
+    own = stay(rows[late])
+    known = np.isin(own, stays)
+    rows["time"][late[known]] = end[np.searchsorted(stays, own[known])]
     return table
 
 
