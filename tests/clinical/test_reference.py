@@ -162,6 +162,7 @@ ROWS = [
     Range("718-7", "g/dL", "", (50, 59), 12.0, 14.0, "NBME"),
     Range("718-7", "g/L", "female", (0, 130), None, 150.0, "NBME"),
     Range("718-7", "g/dL", "female", (55, 70), 16.0, None, "NBME"),
+    Range("718-7", "g/dL", "", (0, 48), 8.0, None, "NBME"),
 ]
 
 
@@ -210,6 +211,19 @@ def test_anything_has_a_meaning(code, value, unit, sex, age, low, high, flag):
     assert WORDS[found.word] == found
     if not flag and low is None and high is None and (value is None or code not in TESTS):
         assert found == Result("unknown")
+
+
+def test_an_unknown_age_is_every_age():
+    """Also those between two narrow bands, where a wide one decides."""
+    rows = [
+        Range("718-7", "g/dL", "", (18, 80), 12.0, 14.0, "NBME"),
+        Range("718-7", "g/dL", "", (18, 40), 9.0, 14.0, "NBME"),
+        Range("718-7", "g/dL", "", (60, 80), 9.0, 14.0, "NBME"),
+    ]
+    for value in (8.0, 11.0, 13.0, 15.0):
+        assert word("718-7", value, "g/dL", ranges=tuple(rows)) == slowly(value, None, None, rows)
+    assert word("718-7", 11.0, "g/dL", ranges=tuple(rows)) == "unknown"
+    assert word("718-7", 11.0, "g/dL", ranges=tuple(rows), age=50) == "low"
 
 
 def test_low_for_some_and_high_for_others_is_abnormal():
