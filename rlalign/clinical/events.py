@@ -255,6 +255,23 @@ def part_of(subject: str, fractions: Sequence[float], seed: int) -> int:
     return next((i for i, end in enumerate(ends) if draw < end), len(fractions) - 1)
 
 
+def completed_years(birth: int, time: int) -> int:
+    """Age at a time, by the calendar, in UTC; who was born on 29 February is a year older on 1 March in other years.
+
+    Args:
+      birth, time: seconds since 1970-01-01, `time` not before `birth`.
+
+    >>> day = 86400
+    >>> completed_years(-1 * day, 364 * day - 1), completed_years(-1 * day, 364 * day)
+    (0, 1)
+    """
+    moments = np.array([birth, time], "i8").view("M8[s]")
+    years, months = moments.astype("M8[Y]"), moments.astype("M8[M]")
+    (since, month), (until, now) = zip(years.astype(int), (months - years.astype("M8[M]")).astype(int), strict=True)
+    first, last = (moments.astype("M8[D]") - months.astype("M8[D]")).astype(int)
+    return int(until - since - ((now, last) < (month, first)))
+
+
 def flag_of(text: str | None) -> str:
     """The flag of FLAGS that a source's word stands for; "" for anything else.
 

@@ -1,5 +1,6 @@
 """The table of events: what goes in comes out, in an order of its own, and no subject is in two parts."""
 
+import calendar
 import doctest
 import math
 import random
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlalign.clinical import events
-from rlalign.clinical.events import Event, flag_of, part_of, split_by_subject, table_of
+from rlalign.clinical.events import Event, completed_years, flag_of, part_of, split_by_subject, table_of
 
 NUMBER = st.sampled_from([None, -1.5, 0.0, 3.0, 1e300, math.inf])
 EVENTS = st.lists(
@@ -129,6 +130,15 @@ def test_nothing_that_is_said_names_a_row():
         table[1]
     assert not table.rows.flags.writeable
     assert not table.rows.dtype.hasobject
+
+
+@given(st.dates(), st.dates())
+def test_ages_are_those_of_the_calendar(born, day):
+    born, day = sorted((born, day))
+    at = lambda date: calendar.timegm(date.timetuple())
+    years = range(born.year + 1, day.year + 1)
+    birthdays = sum((year, born.month, born.day) <= (day.year, day.month, day.day) for year in years)
+    assert completed_years(at(born), at(day)) == birthdays
 
 
 def test_a_column_that_holds_too_many_texts():
