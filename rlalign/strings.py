@@ -55,20 +55,12 @@ def allowed_strings(strings: Sequence[Sequence[Iterable[int]]], *, vocab_size: i
     """
     number: dict[tuple[tuple[int, int], ...], int] = {}
     found: dict[frozenset[tuple[int, ...]], int] = {}
-
-    def state(suffixes: Sequence[tuple[int, ...]]) -> int:
-        heads: dict[int, list[tuple[int, ...]]] = {}
-        for suffix in suffixes:
-            heads.setdefault(suffix[0] if suffix else eos, []).append(suffix[1:] if suffix else ())
-        arcs = tuple((token, 0 if token == eos else state(heads[token])) for token in sorted(heads))
-        return number.setdefault(arcs, len(number) + 1)
-
     start = []
     for prompt, own in enumerate(strings):
         whole = frozenset(tuple(int(t) for t in text) for text in own)
         _check(prompt, whole, vocab_size, eos)
         if whole not in found:
-            found[whole] = state(list(whole))
+            found[whole] = _first_state(number, whole, eos)
         start.append(found[whole])
     states_, arcs_ = bucket(len(number) + 1), bucket(max(map(len, number)))
     table = np.zeros((states_, vocab_size), bool)
@@ -78,6 +70,27 @@ def allowed_strings(strings: Sequence[Sequence[Iterable[int]]], *, vocab_size: i
         for place, (one, to) in enumerate(arcs):
             token[row, place], after[row, place], table[row, one] = one, to, True
     return Allowed(table, token, after, np.array(start, np.int32))
+
+
+def _first_state(number: dict[tuple[tuple[int, int], ...], int], strings: frozenset[tuple[int, ...]], eos: int) -> int:
+    """The state from which `strings` are read; those that `number`, arcs -> state, has not yet are added to it.
+
+    Equal arcs are one state, so numbering a trie from its leaves gives the smallest automaton.
+    """
+    trie: list[dict[int, int]] = [{}]  # of each node, token -> node; children lie behind their parents
+    for text in sorted(strings):
+        node = 0
+        for token in text:
+            if token not in trie[node]:
+                trie[node][token] = len(trie)
+                trie.append({})
+            node = trie[node][token]
+        trie[node][eos] = -1
+    state = np.zeros(len(trie) + 1, np.int64)  # the last place, that of an end, stays 0
+    for node in reversed(range(len(trie))):
+        arcs = tuple((token, int(state[child])) for token, child in sorted(trie[node].items()))
+        state[node] = number.setdefault(arcs, len(number) + 1)
+    return int(state[0])
 
 
 def _check(prompt: int, own: frozenset[tuple[int, ...]], vocab_size: int, eos: int) -> None:

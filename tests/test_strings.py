@@ -76,6 +76,19 @@ def test_equal_ends_are_one_state():
     assert (np.asarray(allowed.table)[1:].any(axis=1)).sum() == 11  # nine places, the end, and a start
 
 
+def test_a_string_may_be_long():
+    long = [n % 5 for n in range(3000)]
+    allowed = allowed_strings([[long, long[:1000]], [long[7:]]], vocab_size=6, eos=5)
+    assert longest_string(allowed) == 3001
+    assert (np.asarray(allowed.table)[1:].any(axis=1)).sum() == 3001 + 994  # the second may not end at 1000
+    for prompt, text in ((0, long), (0, long[:1000]), (1, long[7:])):
+        token = np.array([[*text, 5]], np.int32)
+        assert (states(allowed, Rollouts(token, token >= 0, token, token, np.zeros(1), np.array([prompt]))) > 0).all()
+    token = np.array([[*long[:1001], 5]], np.int32)
+    with pytest.raises(ValueError, match=r"^response 0 says token 5 at place 1001"):
+        states(allowed, Rollouts(token, token >= 0, token, token, np.zeros(1), np.array([0])))
+
+
 @pytest.mark.parametrize("greedy", [False, True])
 def test_every_response_is_one_of_its_prompts_strings(greedy):
     _, rollouts = draw(config=SampleConfig(1 if greedy else 6, 6, eos_ids=(EOS,), greedy=greedy))

@@ -15,21 +15,19 @@ import contextlib
 import hashlib
 import itertools
 import json
-import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlalign.clinical.events import BIRTH, END, LOINC, PERSON, START, VISIT, Event
+from rlalign.clinical.events import BIRTH, END, LOINC, PERSON, START, VISIT, Event, completed_years
 from rlalign.clinical.loinc import NOTICE as LOINC_NOTICE
 from rlalign.clinical.loinc import PANELS, TESTS
 from rlalign.clinical.reference import WORDS, interpret_event
 
 NOTICE = "Research software; not a medical device; not for diagnosis or treatment."
 HORIZON = 8
-YEAR = 365.2425 * 86400
 NOT_DISEASES = "RVWXYZ"  # ICD-10 chapters: symptoms, external causes, factors that influence health
 
 
@@ -186,9 +184,12 @@ def _turns(lines: Iterable[tuple[int, str]], place: Callable[[int], str]) -> Dia
 def read_action(line: str) -> Turn | None:
     """The turn that one line, such as a model's, stands for; None for anything else. Nothing raises."""
     try:
-        verb, *fields = json.loads(line)
-    except (ValueError, TypeError, RecursionError):
+        said = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    if not isinstance(said, list) or not said:
+        return None
+    verb, *fields = said
     kind = VERBS.get(verb) if isinstance(verb, str) else None
     if kind is None or len(fields) != len(kind._fields):
         return None
@@ -293,7 +294,7 @@ def dialogues_of(events: Sequence[Event], *, seed: int, horizon: int = HORIZON, 
     for visit, start in sorted(starts.items(), key=lambda pair: (pair[1], pair[0])):
         own = [e for e in events if _belongs(e, visit, start, ends.get(visit))]
         diagnoses = _categories(own)
-        age = None if birth is None or start < birth else math.floor((start - birth) / YEAR)
+        age = None if birth is None or start < birth else completed_years(birth, start)
         earlier = [e for e in events if e.visit != visit and _known(e, start, ends)]
         opening = Opens(age, sex, _symptoms(own), tuple(sorted(set(_categories(earlier)))))
         asked = _asked(own, opening, f"{seed}\0{events[0].subject}\0{visit}", horizon, panels)

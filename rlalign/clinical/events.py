@@ -164,7 +164,10 @@ def table_of(events: Iterable[Event]) -> EventTable:
     ]:
         for name, texts in index.items():
             if len(texts) > np.iinfo(NAMES[name]).max:
-                raise ValueError(f"column {name!r} has more than {np.iinfo(NAMES[name]).max} different texts")
+                raise ValueError(
+                    f"column {name!r} has more than {np.iinfo(NAMES[name]).max} different texts, {len(texts)} by now: "
+                    f"before table_of, leave out events by their {name}, or give several texts one name"
+                )
         parts.append(np.array(chunk, ROW))
     if not set(flags) <= set(FLAGS):
         raise ValueError(f"a flag is none of {', '.join(map(repr, FLAGS))}: translate it with flag_of")
@@ -188,15 +191,19 @@ def _compact(rows: np.ndarray, names: dict[str, tuple[str, ...]]) -> EventTable:
 
 
 def _dated(table: EventTable) -> EventTable:
-    """Diagnoses without a time get that of the end of their visit, in place."""
+    """Diagnoses without a time get that of the end of their visit, the last one where there are several, in place."""
     rows, at = table.rows, lambda name, text: _place(table.names[name], text)
-    end = np.full(len(table.names["visit"]), UNKNOWN_TIME)
-    ends = rows[(rows["system"] == at("system", VISIT)) & (rows["code"] == at("code", END))]
-    end[ends["visit"]] = ends["time"]
-    if (nowhere := at("visit", "")) >= 0:
-        end[nowhere] = UNKNOWN_TIME
-    late = (rows["time"] == UNKNOWN_TIME) & np.isin(rows["system"], [at("system", name) for name in DIAGNOSES])
-    rows["time"][late] = end[rows["visit"][late]]
+    stay = lambda rows: rows["subject"].astype("i8") * len(table.names["visit"]) + rows["visit"]  # two may share a name
+    inside = rows["visit"] != at("visit", "")
+    ends = rows[inside & (rows["system"] == at("system", VISIT)) & (rows["code"] == at("code", END))]
+    late = inside & (rows["time"] == UNKNOWN_TIME)
+    late = np.flatnonzero(late & np.isin(rows["system"], [at("system", name) for name in DIAGNOSES]))
+    stays, place = np.unique(stay(ends), return_inverse=True)
+    end = np.full(len(stays), UNKNOWN_TIME)
+    np.maximum.at(end, place, ends["time"])
+    own = stay(rows[late])
+    known = np.isin(own, stays)
+    rows["time"][late[known]] = end[np.searchsorted(stays, own[known])]
     return table
 
 
@@ -246,6 +253,23 @@ def part_of(subject: str, fractions: Sequence[float], seed: int) -> int:
     draw = int.from_bytes(digest[:8], "big") / 2**64
     ends = itertools.accumulate(fractions)
     return next((i for i, end in enumerate(ends) if draw < end), len(fractions) - 1)
+
+
+def completed_years(birth: int, time: int) -> int:
+    """Age at a time, by the calendar, in UTC; who was born on 29 February is a year older on 1 March in other years.
+
+    Args:
+      birth, time: seconds since 1970-01-01, `time` not before `birth`.
+
+    >>> day = 86400
+    >>> completed_years(-1 * day, 364 * day - 1), completed_years(-1 * day, 364 * day)
+    (0, 1)
+    """
+    moments = np.array([birth, time], "i8").view("M8[s]")
+    years, months = moments.astype("M8[Y]"), moments.astype("M8[M]")
+    (since, month), (until, now) = zip(years.astype(int), (months - years.astype("M8[M]")).astype(int), strict=True)
+    first, last = (moments.astype("M8[D]") - months.astype("M8[D]")).astype(int)
+    return int(until - since - ((now, last) < (month, first)))
 
 
 def flag_of(text: str | None) -> str:

@@ -112,11 +112,9 @@ def _by_table(
         converted = convert(value, unit, row.unit, loinc)
         if converted is not None:
             rows.append((row, _within(converted, row.low, row.high)))
-    people = [
-        (who, years)
-        for who in ((sex,) if sex else SEXES)
-        for years in ((age,) if age is not None else sorted({year for row, _ in rows for year in row.age}))
-    ]
+    # Which row is the most specific one changes only where a band begins, or behind its end.
+    changes = sorted({year for row, _ in rows for year in (row.age[0], row.age[1] + 1)})
+    people = [(who, years) for who in ((sex,) if sex else SEXES) for years in (changes if age is None else (age,))]
     found = {result for who, years in people if (result := _most_specific(rows, who, years)) is not None}
     if not found:
         return None

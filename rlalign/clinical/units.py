@@ -34,16 +34,30 @@ UNITS: dict[str, tuple[str, float, float]] = {  # unit -> (dimension, a, b): in 
     "mmol/mol": ("HbA1c of IFCC", 1.0, 0.0),
 }
 
+_COUNTS = {  # powers of ten per volume -> UCUM; each is written in many ways
+    ("3", "³", "ul mcl mm3 cumm"): "10*3/uL",
+    ("6", "⁶", "ul mcl mm3 cumm"): "10*6/uL",
+    ("9", "⁹", "l"): "10*9/L",
+    ("12", "¹²", "l"): "10*12/L",
+}
 _SPELLINGS = {  # how else units are written, without their case and blanks -> UCUM
     **{unit.lower(): unit for unit in UNITS},
     **dict.fromkeys(("meq/l", "mequiv/l"), "meq/L"),
-    **dict.fromkeys(("k/ul", "k/mcl", "x10e3/ul", "10^3/ul", "10e3/ul", "th/ul", "thou/ul", "thousand/ul"), "10*3/uL"),
-    **dict.fromkeys(("10^9/l", "x10^9/l", "10e9/l", "k/cumm", "x10*9/l"), "10*9/L"),
-    **dict.fromkeys(("m/ul", "m/mcl", "x10e6/ul", "10^6/ul", "10e6/ul", "mil/ul", "million/ul"), "10*6/uL"),
-    **dict.fromkeys(("10^12/l", "x10^12/l", "10e12/l"), "10*12/L"),
-    **dict.fromkeys(("/mm3", "#/ul", "/cumm", "cells/ul", "{cells}/ul"), "/uL"),
+    **{
+        f"{times}10{power}/{volume}": unit
+        for (n, raised, volumes), unit in _COUNTS.items()
+        for times in ("", "x")
+        for power in (f"*{n}", f"^{n}", f"e{n}", f"({n})", raised)
+        for volume in volumes.split()
+    },
+    **dict.fromkeys(("k/ul", "k/mcl", "k/mm3", "th/ul", "thou/ul", "thousand/ul"), "10*3/uL"),
+    **dict.fromkeys(("k/cumm", "gpt/l"), "10*9/L"),
+    **dict.fromkeys(("m/ul", "m/mcl", "mil/ul", "million/ul"), "10*6/uL"),
+    **dict.fromkeys(("t/l", "tpt/l"), "10*12/L"),  # g/L is a mass: of G/L, 10*9/L, the case alone would tell
+    **dict.fromkeys(("/mm3", "#/ul", "/cumm", "cells/ul", "{cells}/ul", "cells/mm3"), "/uL"),
     **dict.fromkeys(("iu/l", "units/l", "[iu]/l"), "U/L"),
     **dict.fromkeys(("miu/l", "mu/l", "uiu/ml", "uu/ml", "mciu/ml", "mc[iu]/ml"), "m[IU]/L"),
+    **dict.fromkeys(("miu/ml", "mu/ml"), "m[IU]/mL"),
     **dict.fromkeys(("ugfeu/ml", "ug/mlfeu", "mg/lfeu", "ug/ml{feu}", "mcg/mlfeu"), "ug/mL{FEU}"),
     **dict.fromkeys(("ng/mlfeu", "ngfeu/ml", "ng/ml{feu}"), "ng/mL{FEU}"),
     **dict.fromkeys(("percent", "{percent}"), "%"),
@@ -92,7 +106,7 @@ def canonical(unit: str) -> str:
     """
     if unit in UNITS:
         return unit
-    plain = "".join(unit.split()).lower().replace("µ", "u").replace("μ", "u")
+    plain = "".join(unit.split()).lower().replace("µ", "u").replace("μ", "u").replace("×", "x")
     return _SPELLINGS.get(plain, _SPELLINGS.get(plain.replace("mcg", "ug"), unit))
 
 

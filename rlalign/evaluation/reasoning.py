@@ -1,7 +1,7 @@
 """What a judge counts in clinical reasoning: the four cognitive behaviours of CRPO's paper, and faithfulness.
 
     count = endpoint_count(Engine("http://localhost:8000/v1", "judge"))       # or a function of your own
-    judge_reasoning(count, prompts, completions)                             # {"verification": Estimate(...), ...}
+    judge_reasoning(count, prompts, completions)                             # {"verification": MeanCount(...), ...}
 
 CRPO, arXiv 2512.00601, counts with a language model how often an answer verifies, backtracks, sets subgoals and chains
 backwards, and asks whether it is faithful. The paper's words are its own; the questions here are ours. For evaluation:
@@ -14,6 +14,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +25,8 @@ from rlalign.types import Prompt
 
 log = logging.getLogger(__name__)
 Count = Callable[[str, str, str, str], float]  # (aspect, question, right answer, response) -> how often; NaN no verdict
-COUNT = re.compile(r"<count>\s*+(\d{1,6})\s*+</count>")
+COUNT = re.compile(r"<count>([^<]*)</count>")
+NUMBER = re.compile(r"[0-9]{1,6}")
 
 # What is counted -> the question that the judge gets.
 ASPECTS: dict[str, str] = {
@@ -57,6 +59,20 @@ QUESTION = """\
 {asked}"""
 
 
+class MeanCount(NamedTuple):
+    """How often something occurs in a response.
+
+    Attributes:
+      mean: Estimate over the responses that got a count; NaN throughout where none did.
+      responses: that it is over.
+      left_out: responses without a count.
+    """
+
+    mean: Estimate
+    responses: int
+    left_out: int
+
+
 @dataclasses.dataclass(frozen=True)
 class EndpointCount:
     """A Count that asks a server. See endpoint_count."""
@@ -67,7 +83,7 @@ class EndpointCount:
     aspects: Mapping[str, str]
 
     def __call__(self, aspect: str, question: str, answer: str, response: str) -> float:
-        """The last <count> of the judge's answer; NaN where it gives none.
+        """The last <count> of the judge's answer; NaN where it gives none, or no number that is one of this aspect.
 
         Raises:
           EngineError: no server, or no answer of it.
@@ -78,7 +94,8 @@ class EndpointCount:
         text = QUESTION.format(question=question, answer=answer, response=response, asked=self.aspects[aspect])
         what = f"the count of {aspect}"  # not the case: it may be a patient's
         found = COUNT.findall(chat(self.engine, self.instruction, text, max_tokens=self.max_tokens, what=what))
-        return float(found[-1]) if found else math.nan
+        last = found[-1].strip() if found else ""
+        return float(last) if NUMBER.fullmatch(last) and float(last) <= _most(aspect) else math.nan
 
 
 def endpoint_count(
@@ -95,6 +112,9 @@ def endpoint_count(
       aspects: name -> what the judge is asked.
       instruction: the system's message; it must ask for <count>NUMBER</count>, of which the last counts.
       max_tokens: of the judge's answer, its reasons included.
+
+    Returns:
+      EndpointCount; a judge that says 2 where it is asked for 0 or 1, or "two", gave no count.
 
     Raises:
       ValueError: an instruction without <count>, no aspect, max_tokens < 1. Called: EngineError.
@@ -115,7 +135,7 @@ def judge_reasoning(
     aspects: Sequence[str] = tuple(ASPECTS),
     at_once: int = AT_ONCE,
     level: float = 0.95,
-) -> dict[str, Estimate]:
+) -> dict[str, MeanCount]:
     """The mean count of each aspect over responses, with Student's interval.
 
     Args:
@@ -127,11 +147,11 @@ def judge_reasoning(
       level: of the intervals.
 
     Returns:
-      aspect -> Estimate over the responses that got a number; NaN throughout where none did. Those without are logged.
+      aspect -> MeanCount. How many responses got no count is logged, once an aspect.
 
     Raises:
-      ValueError: other numbers of prompts and responses, none, a count that is negative or infinite, one of BINARY
-        above 1.
+      ValueError: other numbers of prompts and responses, none; as soon as `count` gives a number that is negative or
+        infinite, or above 1 for one of BINARY.
     """
     if len(prompts) != len(responses) or not responses or at_once < 1:
         raise ValueError(
@@ -142,23 +162,31 @@ def judge_reasoning(
         for aspect in aspects
         for prompt, response in zip(prompts, responses, strict=True)
     ]
+    ask = lambda one: _checked(one[0], count(*one))
     if at_once == 1:
-        said = [count(*one) for one in asked]
+        said = [ask(one) for one in asked]
     else:
         with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-            said = list(pool.map(lambda one: count(*one), asked))
+            said = list(pool.map(ask, asked))
     values = np.asarray(said, np.float64).reshape(len(aspects), len(responses))
     found = {}
     for aspect, row in zip(aspects, values, strict=True):
         known = row[~np.isnan(row)]
-        most = 1.0 if aspect in BINARY else np.finfo(np.float64).max
-        if ((known < 0) | (known > most)).any():
-            wrong = known[(known < 0) | (known > most)][0]
-            raise ValueError(f"count gave {wrong} for {aspect}: numbers from 0 to {most:g}, NaN for none")
         if len(known) < len(row):
             log.warning("%d of %d responses got no count of %s", len(row) - len(known), len(row), aspect)
-        found[aspect] = interval(known, level) if len(known) else Estimate(math.nan, math.nan, math.nan)
+        mean = interval(known, level) if len(known) else Estimate(math.nan, math.nan, math.nan)
+        found[aspect] = MeanCount(mean, len(known), len(row) - len(known))
     return found
+
+
+def _checked(aspect: str, value: float) -> float:
+    if value < 0 or value > _most(aspect):
+        raise ValueError(f"count gave {value} for {aspect}: numbers from 0 to {_most(aspect):g}, NaN for none")
+    return value
+
+
+def _most(aspect: str) -> float:
+    return 1.0 if aspect in BINARY else float(np.finfo(np.float64).max)
 
 
 def _case(prompt: Prompt) -> tuple[str, str]:

@@ -52,7 +52,8 @@ def read_medical_questions(
       form: "medqa": question, options {letter: text}, answer_idx. "medmcqa": question, opa to opd, cop. "medxpertqa":
         question, options {letter: text}, label; questions with images are bad records.
       max_tokens: longer prompts are left out and counted, which is no error.
-      first_option: what MedMCQA's cop counts from: 1 in the data set's own files, 0 in those of the Hugging Face hub.
+      first_option: what MedMCQA's cop counts from: 1 in the data set's own files, 0 in those of the Hugging Face hub. A
+        cop outside of it is an error whatever on_error says: the other answers would be off by one.
       instruction: stands before the question.
       on_error: "raise" at the first bad record, or "skip" all of them and count.
     Returns:
@@ -156,11 +157,14 @@ def _medqa(record: dict[str, Any]) -> Question:
 
 
 def _medmcqa(record: dict[str, Any], *, first: int) -> Question:
-    options = {a: _words(member(record, name), name) for a, name in zip("ABCD", _FIELDS, strict=True)}
     number = member(record, "cop")
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number - first < len(options):
-        remedy = f"here options count from {first}: see first_option; a test file without answers has none"
-        raise BadRecord("bad answer", f"field 'cop' is no number from {first} to {first + 3}", remedy)
+    detail = f"field 'cop' is no number from {first} to {first + 3}"
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise BadRecord("bad answer", detail, "correct it")
+    if not 0 <= number - first < len(_FIELDS):  # where counting begins elsewhere, all other answers are wrong too
+        remedy = f"here options count from {first}: pass first_option={1 - first}, or remove records without an answer"
+        raise BadRecord("bad answer", detail, remedy, of_all=True)
+    options = {a: _words(member(record, name), name) for a, name in zip("ABCD", _FIELDS, strict=True)}
     return _checked(record, options, LETTERS[number - first], "cop")
 
 

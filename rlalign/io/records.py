@@ -23,12 +23,17 @@ T = TypeVar("T", covariant=True)
 
 
 class BadRecord(ValueError):
-    """A record that cannot become an example: what is wrong with it, and the remedy."""
+    """A record that cannot become an example: what is wrong with it, and the remedy.
 
-    def __init__(self, kind: str, detail: str, remedy: str):
+    Attributes:
+      of_all: it says that all records were read wrongly, so that none may be skipped.
+    """
+
+    def __init__(self, kind: str, detail: str, remedy: str, *, of_all: bool = False):
         super().__init__(f"{detail}; {remedy}")
         self.kind = kind
         self.detail = detail
+        self.of_all = of_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +99,7 @@ def read(
     Args:
       path: UTF-8, one object a line, blank lines ignored.
       make: (record, id) -> example; raises BadRecord for a record that is none, of kind TOO_LONG for one that is left
-        out and counted whatever `on_error` says.
+        out and counted whatever `on_error` says, `of_all` for one that ends the reading whatever it says.
       max_tokens: checked here, kept by `make`.
       id_field: where a record keeps a unique integer or text; None takes the line's index.
       on_error: "raise" at the first bad record, or "skip" all of them and count.
@@ -119,6 +124,8 @@ def read(
             items.append(make(record, number))
             seen[name] = line
         except BadRecord as bad:
+            if bad.of_all:
+                raise ValueError(f"{path}:{line}: {bad}") from None
             if bad.kind != TOO_LONG and on_error == "raise":
                 raise ValueError(f"{path}:{line}: {bad}, or pass on_error='skip'") from None
             dropped.append(Dropped(line, bad.kind, bad.detail))

@@ -1,5 +1,7 @@
 """Dialogues: what is rendered is read back, and nothing is in them that gives the diagnosis away."""
 
+import calendar
+import datetime
 import doctest
 import itertools
 import json
@@ -80,6 +82,7 @@ def test_any_line_is_an_action_or_none(line):
 @pytest.mark.parametrize(
     "line",
     [
+        *('{"abstains": 1}', '{"asks": 1, "thyroid panel": 2}', '"asks"', '{"opens": 1}', "{}", '[{"abstains": 1}]'),
         *('["asks"]', '["asks", 3]', '["asks", "a", "b"]', '["asks", ["a"]]', '[["asks"], "a"]', "[]", "7", "null"),
         *('["result", "a", NaN, ""]', '["result", "a", true, ""]', '["result", "a", Infinity, ""]', "[" * 10**5),
         *('["means", "a", "lowish", []]', '["means", "a", ["low"], []]', '["diagnoses", "E11"]', '["diagnoses", [1]]'),
@@ -201,6 +204,27 @@ def test_what_a_dialogue_holds():
     assert {turn.word for d in range(30) for turn in of(LABS, seed=d)[0] if isinstance(turn, Means)} >= {
         *("low", "high", "normal")
     }
+
+
+BIRTHDAYS = [  # born, the first moment of an age, the age
+    ("2006-11-29T23:00:00", "2024-11-29T00:00:00", 18),  # the day counts, not its hour
+    ("2007-03-01T00:00:00", "2025-03-01T00:00:00", 18),
+    ("2000-02-29T00:00:00", "2001-03-01T00:00:00", 1),
+    ("2000-02-29T00:00:00", "2004-02-29T00:00:00", 4),
+    ("1899-12-31T00:00:00", "2020-12-31T00:00:00", 121),
+    ("1960-01-01T00:00:00", "1969-01-01T00:00:00", 9),
+]
+
+
+@pytest.mark.parametrize(("born", "birthday", "age"), BIRTHDAYS)
+def test_ages_change_on_birthdays(born, birthday, age):
+    at = lambda text: calendar.timegm(datetime.datetime.fromisoformat(text).timetuple())
+    for start, completed in ((at(birthday) - 1, age - 1), (at(birthday), age)):
+        visit = [Event("s", start, "1", "visit", "start"), Event("s", None, "1", "icd10", "I10")]
+        lab = Event("s", start, "1", "loinc", "718-7", 9.0, "g/dL")
+        (found,) = dialogues_of([Event("s", at(born), "", "person", "birth"), *visit, lab], seed=0)
+        assert found[0].age == completed
+        assert found[3].word == ("low" if completed >= 18 else "unknown")  # ranges are of adults
 
 
 def test_a_dialogue_does_not_tell_what_else_was_ordered():

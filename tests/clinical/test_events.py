@@ -1,5 +1,6 @@
 """The table of events: what goes in comes out, in an order of its own, and no subject is in two parts."""
 
+import calendar
 import doctest
 import math
 import random
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlalign.clinical import events
-from rlalign.clinical.events import Event, flag_of, part_of, split_by_subject, table_of
+from rlalign.clinical.events import Event, completed_years, flag_of, part_of, split_by_subject, table_of
 
 NUMBER = st.sampled_from([None, -1.5, 0.0, 3.0, 1e300, math.inf])
 EVENTS = st.lists(
@@ -81,6 +82,15 @@ def test_a_diagnosis_without_a_time_is_dated_by_its_visit():
     assert when == {"E119": 9, "718-7": None, "I10": None, "J45": None, "250": 5, "start": 3, "end": 7} | {"end": 9}
 
 
+def test_visits_of_several_subjects_may_share_a_name():
+    rows = [Event("a", None, "1", "icd10", "I10"), Event("b", None, "1", "icd10", "J45")]
+    rows += [Event("c", None, "1", "icd10", "N18"), Event("b", 9, "1", "visit", "end")]
+    rows += [Event("c", time, "1", "visit", "end") for time in (5, 7, 6)]
+    for given_events in (rows, rows[::-1]):
+        when = {event.code: event.time for event in table_of(given_events) if event.system == "icd10"}
+        assert when == {"I10": None, "J45": 9, "N18": 7}
+
+
 def test_no_subject_is_in_two_parts():
     table = table_of(Event(f"subject {i % 400}", i, code=str(i)) for i in range(1200))
     parts = split_by_subject(table, (0.5, 0.3, 0.2), seed=3)
@@ -122,9 +132,21 @@ def test_nothing_that_is_said_names_a_row():
     assert not table.rows.dtype.hasobject
 
 
+@given(st.dates(), st.dates())
+def test_ages_are_those_of_the_calendar(born, day):
+    born, day = sorted((born, day))
+    at = lambda date: calendar.timegm(date.timetuple())
+    years = range(born.year + 1, day.year + 1)
+    birthdays = sum((year, born.month, born.day) <= (day.year, day.month, day.day) for year in years)
+    assert completed_years(at(born), at(day)) == birthdays
+
+
 def test_a_column_that_holds_too_many_texts():
-    with pytest.raises(ValueError, match="column 'system' has more than 255 different texts"):
-        table_of(Event("a", system=str(i)) for i in range(300))
+    assert len(table_of(Event("a", system=f"Jane {i}") for i in range(255))) == 255
+    with pytest.raises(ValueError, match=r"^column 'system' has more than 255 different texts, 300 by now: ") as error:
+        table_of(Event("a", system=f"Jane {i}") for i in range(300))
+    assert "leave out events by their system, or give several texts one name" in str(error.value)
+    assert "Jane" not in str(error.value)
 
 
 def test_memory_a_row():

@@ -222,13 +222,35 @@ def test_ceiling_information_gain_chance(cases, small):
     assert calibration(jnp.asarray(every), cases.gold).error < 0.1  # 256 patients
 
 
-def test_orders_tell_nothing_that_symptoms_do_not():
-    """The same symptoms, ages and draws give the same orders, whatever the disease."""
-    one = generator.draw_patients(200, 3)
-    orders = [generator._orders(np.random.default_rng(0), one.age, one.male, one.symptom) for _ in range(2)]
-    np.testing.assert_array_equal(*orders)
-    assert 0.1 < one.ordered.mean() < 0.6
-    assert one.ordered[:, generator.PANEL == 0].mean() > 0.7  # routine
+def dependence(patients):
+    """z[D, panels] of Cochran, Mantel and Haenszel: orders by disease among equal symptoms, sexes and bands of ages.
+
+    Nearly N(0, 1) each where orders do not depend on the disease; 0 where the variance is below 5, too little to tell.
+    """
+    strata = np.column_stack([generator.context_of(patients.age, patients.male), patients.symptom])
+    _, stratum, size = np.unique(strata, axis=0, return_inverse=True, return_counts=True)
+    member = np.arange(len(size))[:, None] == stratum.ravel()
+    has = patients.disease.astype(float)
+    first = [list(generator.PANEL).index(panel) for panel in range(len(PANELS))]
+    ordered = patients.ordered[:, first].astype(float)
+    sick, asked, n = member @ has, member @ ordered, size[:, None]
+    excess = has.T @ ordered - np.einsum("sd,sp->dp", sick / n, asked)
+    each = sick * (n - sick) / (n**2 * np.maximum(n - 1, 1))
+    variance = np.einsum("sd,sp->dp", each, asked * (n - asked))
+    return np.where(variance < 5, 0, excess / np.sqrt(np.maximum(variance, 5)))
+
+
+def test_orders_tell_nothing_that_symptoms_do_not(patients, monkeypatch):
+    """By z < 4.5: once in 500 draws one of 24 x 12 is beyond it by chance."""
+    z = dependence(patients)
+    assert (z != 0).sum() > 50
+    assert np.abs(z).max() < 4.5
+    assert 0.1 < patients.ordered.mean() < 0.6
+    assert patients.ordered[:, generator.PANEL == 0].mean() > 0.7  # routine
+    # Orders from the true disease are seen.
+    monkeypatch.setattr(generator, "log_symptoms", lambda symptom: np.where(patients.disease, 0, -np.inf))
+    told = generator._orders(np.random.default_rng(0), patients.age, patients.male, patients.symptom)
+    assert np.abs(dependence(patients._replace(ordered=told))).max() > 9
 
 
 def test_records_are_tables():

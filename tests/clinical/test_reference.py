@@ -93,6 +93,26 @@ def test_conversions(code, value, unit, other_value, other_unit):
     assert word(code, 50 * other_value + 10, other_unit, **person) in ("high", "normal")
 
 
+SPELLED = {  # as laboratories write it -> UCUM
+    "10*3/uL": "x10(3)/uL 10*3/mm3 10^3/mm3 X10E3/UL x10^3/µL ×10³/µL 10e3/mcL K/uL K/mm3 x10(3)/mcL 10³/cumm",
+    "10*9/L": "x10(9)/L 10(9)/L x10*9/L ×10⁹/L 10^9/L 10E9/L Gpt/L",
+    "10*6/uL": "x10(6)/uL 10*6/mm3 x10^6/uL M/uL 10⁶/µL",
+    "10*12/L": "T/L x10(12)/L 10^12/L x10*12/L ×10¹²/L Tpt/L",
+    "/uL": "/mm3 cells/mm3 cells/uL",
+    "m[IU]/mL": "mIU/mL mU/mL m[IU]/mL",
+    "m[IU]/L": "mIU/L uIU/mL µIU/mL",
+    "g/L": "g/L G/L",
+}
+
+
+def test_spellings():
+    for unit, spelled in SPELLED.items():
+        assert {text: canonical(text) for text in spelled.split()} == dict.fromkeys(spelled.split(), unit)
+    assert convert(2.0, "mIU/mL", "m[IU]/L", "3016-3") == 2000.0
+    assert convert(5.0, "T/L", "10*6/uL", "789-8") == 5.0
+    assert convert(7.0, "x10(9)/L", "10*3/uL", "6690-2") == convert(7.0, "10*3/mm3", "10*3/uL", "6690-2") == 7.0
+
+
 def test_what_does_not_convert():
     assert convert(1.0, "furlongs", "g/dL", "718-7") is None
     assert convert(1.0, "", "g/dL", "718-7") is None
@@ -162,6 +182,7 @@ ROWS = [
     Range("718-7", "g/dL", "", (50, 59), 12.0, 14.0, "NBME"),
     Range("718-7", "g/L", "female", (0, 130), None, 150.0, "NBME"),
     Range("718-7", "g/dL", "female", (55, 70), 16.0, None, "NBME"),
+    Range("718-7", "g/dL", "", (0, 48), 8.0, None, "NBME"),
 ]
 
 
@@ -210,6 +231,19 @@ def test_anything_has_a_meaning(code, value, unit, sex, age, low, high, flag):
     assert WORDS[found.word] == found
     if not flag and low is None and high is None and (value is None or code not in TESTS):
         assert found == Result("unknown")
+
+
+def test_an_unknown_age_is_every_age():
+    """Also those between two narrow bands, where a wide one decides."""
+    rows = [
+        Range("718-7", "g/dL", "", (18, 80), 12.0, 14.0, "NBME"),
+        Range("718-7", "g/dL", "", (18, 40), 9.0, 14.0, "NBME"),
+        Range("718-7", "g/dL", "", (60, 80), 9.0, 14.0, "NBME"),
+    ]
+    for value in (8.0, 11.0, 13.0, 15.0):
+        assert word("718-7", value, "g/dL", ranges=tuple(rows)) == slowly(value, None, None, rows)
+    assert word("718-7", 11.0, "g/dL", ranges=tuple(rows)) == "unknown"
+    assert word("718-7", 11.0, "g/dL", ranges=tuple(rows), age=50) == "low"
 
 
 def test_low_for_some_and_high_for_others_is_abnormal():

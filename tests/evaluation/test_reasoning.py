@@ -51,7 +51,11 @@ def test_what_a_server_is_asked(judge):
     assert order == sorted(order)
 
 
-@pytest.mark.parametrize("text", ["none", "<count></count>", "<count>two</count>", "count 2", "", None])
+NO_COUNTS = ["none", "<count></count>", "<count>two</count>", "count 2", "", None, "<count>-1</count>"]
+NO_COUNTS += ["<count>1</count>, no, <count>some</count>", "<count>2.5</count>", "<count>1234567</count>"]
+
+
+@pytest.mark.parametrize("text", NO_COUNTS)
 def test_an_answer_without_a_count_is_nan(judge, text):
     judge.say = lambda shown: text
     assert math.isnan(endpoint_count(Engine(judge.url, "judge"))("subgoals", "?", "A", "x"))
@@ -61,9 +65,17 @@ def test_means_over_responses_by_a_server(judge):
     count = endpoint_count(Engine(judge.url, "judge"))
     responses = ["xx", "x", "none"]
     found = judge_reasoning(count, PROMPTS, responses, aspects=["verification", "subgoals"], at_once=3)
-    assert found == {"verification": interval([2.0, 1.0, 0.0]), "subgoals": interval([2.0, 1.0, 0.0])}
+    assert found == dict.fromkeys(("verification", "subgoals"), (interval([2.0, 1.0, 0.0]), 3, 0))
     assert len(judge.asked) == 6
     assert all("A: Rest\nB: Ice" in body["messages"][1]["content"] for body in judge.asked)
+
+
+def test_one_stray_verdict_costs_one(judge, caplog):
+    count = endpoint_count(Engine(judge.url, "judge"))
+    with caplog.at_level(logging.WARNING):
+        found = judge_reasoning(count, PROMPTS, ["xx", "x", "none"], aspects=["faithfulness", "subgoals"])
+    assert found == {"faithfulness": (interval([1.0, 0.0]), 2, 1), "subgoals": (interval([2.0, 1.0, 0.0]), 3, 0)}
+    assert [record.getMessage() for record in caplog.records] == ["1 of 3 responses got no count of faithfulness"]
 
 
 def test_every_aspect_is_asked_of_every_response_and_none_is_no_number(caplog):
@@ -78,9 +90,10 @@ def test_every_aspect_is_asked_of_every_response_and_none_is_no_number(caplog):
     assert list(found) == list(ASPECTS)
     texts = [prompt.text for prompt in PROMPTS]
     assert calls == [(a, q, "B: Ice", r) for a in ASPECTS for q, r in zip(texts, "abc", strict=True)]
-    assert found["faithfulness"] == (1.0, 1.0, 1.0)
-    assert found["verification"].value == 0.0
-    assert math.isnan(found["subgoals"].value)
+    assert found["faithfulness"] == ((1.0, 1.0, 1.0), 2, 1)
+    assert found["verification"].mean.value == 0.0
+    assert math.isnan(found["subgoals"].mean.value)
+    assert found["subgoals"][1:] == (0, 3)
     assert "1 of 3 responses got no count of verification" in caplog.text
     assert "limp" not in caplog.text
 
@@ -89,6 +102,10 @@ def test_what_is_refused():
     for value, aspect in ((-1.0, "subgoals"), (math.inf, "subgoals"), (2.0, "faithfulness")):
         with pytest.raises(ValueError, match=rf"count gave {value} for {aspect}: numbers from 0 to "):
             judge_reasoning(lambda *_, value=value: value, PROMPTS[:1], ["a"], aspects=[aspect])
+    calls = []
+    with pytest.raises(ValueError, match=r"count gave -1.0 for verification"):  # at once, not after all calls
+        judge_reasoning(lambda *one: calls.append(one) or -1.0, PROMPTS, ["a", "b", "c"], at_once=1)
+    assert len(calls) == 1
     with pytest.raises(ValueError, match="3 prompts, 1 responses, at_once=16: give as many, at least one each"):
         judge_reasoning(lambda *_: 0.0, PROMPTS, ["a"])
     engine = Engine("http://localhost:1/v1", "judge")

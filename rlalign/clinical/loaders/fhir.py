@@ -135,9 +135,7 @@ def _parse(text: bytes) -> dict[str, Any]:
     return _object(found, "")
 
 
-def _events(given: Resource | Fault, *, loinc: Mapping[str, str], clock: str) -> list[Event]:
-    if isinstance(given, Fault):
-        raise given
+def _events(given: Resource, *, loinc: Mapping[str, str], clock: str) -> list[Event]:
     try:
         return _of_resource(given.content, given.names, loinc, clock)
     except Fault as fault:

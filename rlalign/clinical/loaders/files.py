@@ -11,18 +11,20 @@ import datetime
 import gzip
 import math
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, cast
 
-from rlalign.clinical.events import Event
-
 MAX_LINE_BYTES = 1 << 26
+NOT_UTF8 = "not UTF-8; convert the file"
+ESCAPED = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of bytes that are no UTF-8
 CLOCKS = ("utc", "wall")
 OnError = Literal["raise", "skip"]
 Clock = Literal["utc", "wall"]
 T = TypeVar("T")
+Made = TypeVar("Made")
 
 
 class BadRecord(ValueError):
@@ -53,24 +55,24 @@ class LeftOut(Exception):
 
 def converted(
     path: Path,
-    records: Iterable[tuple[int, T]],
-    make: Callable[[T], Sequence[Event]],
+    records: Iterable[tuple[int, T | Fault]],
+    make: Callable[[T], Sequence[Made]],
     on_error: str,
     left_out: collections.Counter | None,
-) -> Iterator[Event]:
-    """The events that `make` makes of (line, record).
+) -> Iterator[Made]:
+    """What, such as events, `make` makes of (line, record).
 
     Raises:
-      BadRecord: `make` raised Fault, and on_error is "raise".
+      BadRecord: a record is a Fault, or `make` raised one, and on_error is "raise".
       ValueError: on_error is neither "raise" nor "skip".
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}, must be 'raise' or 'skip'")
     counts = collections.Counter() if left_out is None else left_out
     for line, record in records:
-        fault, events = None, ()
+        fault, found = record if isinstance(record, Fault) else None, ()
         try:
-            events = make(record)
+            found = () if isinstance(record, Fault) else make(record)
         except Fault as error:
             fault = error
         except LeftOut as error:
@@ -79,7 +81,7 @@ def converted(
             raise BadRecord(path, line, fault.place + fault.field, fault.what)
         if fault is not None:
             counts[f"{fault.field}: {fault.what}".removeprefix(": ")] += 1
-        yield from events
+        yield from found
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -106,44 +108,74 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise BadRecord(path, number, "", fault)
 
 
-def rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[int, list[str]]]:
+def rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[int, list[str] | Fault]]:
     """(line, values of `columns` and `optional`) of a CSV file with a header; "" where an optional column is missing.
 
+    A Fault instead of the values of a row that is none: more or fewer of them than the header has, a quote that is open
+    or out of place, a value of more characters than csv takes, bytes that are no UTF-8.
+
     Raises:
-      BadRecord: no such column, a row with more or fewer values than the header, bytes that are no UTF-8.
+      BadRecord: no such column, a header that is no row.
     """
-    reader = csv.reader(_texts(path), strict=True)
-    header = [name.strip() for name in _next(path, reader) or ()]
+    found = _rows(path)
+    line, header = next(found, (1, []))
+    if isinstance(header, Fault) or _escaped(header) >= 0:
+        raise BadRecord(path, line, "", header.what if isinstance(header, Fault) else NOT_UTF8)
+    header = [name.strip() for name in header]
     for name in columns:
         if name not in header:
-            raise BadRecord(path, 1, name, "the header lacks this column; is this the right file?")
+            raise BadRecord(path, line, name, "the header lacks this column; is this the right file?")
     places = [header.index(name) if name in header else -1 for name in (*columns, *optional)]
-    while (row := _next(path, reader)) is not None:
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise BadRecord(path, reader.line_num, "", f"{len(row)} values under {len(header)} columns")
-        yield reader.line_num, [row[i] if i >= 0 else "" for i in places]
+    for line, row in found:
+        if isinstance(row, Fault):
+            yield line, row
+        elif len(row) != len(header):
+            yield line, Fault("", f"{len(row)} values under {len(header)} columns")
+        elif (bad := _escaped(row)) >= 0:
+            yield line, Fault(header[bad] if bad in places else "", NOT_UTF8)
+        else:
+            yield line, [row[i] if i >= 0 else "" for i in places]
 
 
-def _next(path: Path, reader: Any) -> list[str] | None:
-    broken = False
-    try:
-        return next(reader, None)
-    except csv.Error:
-        broken = True
-    if broken:
-        raise BadRecord(path, reader.line_num, "", "no row of comma-separated values: a quote is open or out of place")
+def _rows(path: Path) -> Iterator[tuple[int, list[str] | Fault]]:
+    """(line, values) of each row that is not empty.
+
+    A row of several lines has the number of its last one; a broken one that of its first, and what comes behind that
+    line is read anew, as an open quote takes rows that are whole into its own.
+    """
+    source, again = lines(path), collections.deque[tuple[int, bytes]]()
+    taken: list[tuple[int, bytes]] = []  # by the row that is being read
+
+    def texts() -> Iterator[str]:
+        while (one := again.popleft() if again else next(source, None)) is not None:
+            taken.append(one)
+            yield one[1].decode("utf-8-sig" if one[0] == 1 else "utf-8", "surrogateescape")
+
+    reader = csv.reader(texts(), strict=True)
+    while True:
+        taken.clear()
+        row, broken = None, False
+        try:
+            row = next(reader, None)
+        except csv.Error:
+            broken = True
+        if broken:
+            again.extendleft(reversed(taken[1:]))
+            reader = csv.reader(texts(), strict=True)
+            limit = f"a value has more than {csv.field_size_limit()} characters"
+            what = f"no row of comma-separated values: a quote is open, something is out of place, or {limit}"
+            yield taken[0][0], Fault("", what)
+        elif row is None:
+            return
+        elif row:
+            yield taken[-1][0], row
 
 
-def _texts(path: Path) -> Iterator[str]:
-    for number, line in lines(path):
-        text = None
-        with contextlib.suppress(UnicodeDecodeError):
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        if text is None:
-            raise BadRecord(path, number, "", "not UTF-8; convert the file")
-        yield text
+def _escaped(row: Sequence[str]) -> int:
+    """The place of the first value that is not UTF-8; -1 for none."""
+    if "".join(row).isascii():
+        return -1
+    return next((i for i, text in enumerate(row) if ESCAPED.search(text)), -1)
 
 
 def find(folder: str | os.PathLike[str], name: str) -> Path:
@@ -179,7 +211,8 @@ def seconds(value: Any, field: str, clock: str = "utc") -> int | None:
     """Seconds since 1970-01-01 of an ISO 8601 date or time; None for none and "".
 
     Of a date the first second counts, of a year or month that of its first day. A time with an offset becomes UTC, or,
-    with clock "wall", what the clock on the wall showed; one without is taken as it is.
+    with clock "wall", what the clock on the wall showed; one without is taken as it is. A leap second, of :60, is the
+    first one of the next minute.
 
     Raises:
       Fault: anything else.
@@ -188,10 +221,12 @@ def seconds(value: Any, field: str, clock: str = "utc") -> int | None:
         return None
     if isinstance(value, str) and len(value) >= 4 and value[4:5] in ("", "-"):
         with contextlib.suppress(ValueError, OverflowError):
-            moment = datetime.datetime.fromisoformat(value + PARTIAL.get(len(value), ""))
+            leap = value[16:19] == ":60"
+            text = f"{value[:16]}:59{value[19:]}" if leap else value
+            moment = datetime.datetime.fromisoformat(text + PARTIAL.get(len(text), ""))
             if clock == "wall" or moment.tzinfo is None:
                 moment = moment.replace(tzinfo=datetime.UTC)
-            return int((moment - EPOCH).total_seconds() // 1)
+            return int((moment - EPOCH).total_seconds() // 1) + leap
     raise Fault(field, "is no ISO 8601 date or time")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from rlalign.clinical.events import BIRTH, END, LOINC, PERSON, START, UNKNOWN_TIME, VISIT, Event, flag_of
 from rlalign.clinical.loaders.codes import MIMIC_LABITEM, code_of, code_of_test, sex_of, system_of
-from rlalign.clinical.loaders.files import BadRecord, LeftOut, OnError, converted, number
+from rlalign.clinical.loaders.files import BadRecord, Fault, LeftOut, OnError, converted, number
 from rlalign.clinical.units import canonical
 
 NEEDED = ("subject_id", "time", "code", "numeric_value")
@@ -51,7 +51,7 @@ def read_meds(
     Raises:
       ImportError: pyarrow is missing.
       FileNotFoundError: no such file.
-      BadRecord: no parquet, or broken, a missing column, a number that is none; `line` counts rows.
+      BadRecord: no parquet, or broken, a missing column or subject, a number that is none; `line` counts rows.
     """
     try:
         parquet = importlib.import_module("pyarrow.parquet")
@@ -119,6 +119,8 @@ def _numbers(column: Any) -> list[float | None]:
 
 def _events(row: Sequence[Any], *, loinc: Mapping[str, str]) -> list[Event]:
     subject, time, code, value, visit, unit, low, high, flag = row
+    if subject is None:
+        raise Fault("subject_id", "is missing")
     system, found, said = _code(str(code), loinc)
     return [
         Event(

@@ -4,7 +4,6 @@ import collections
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from rlalign.clinical.events import END, START, VISIT, Event
 from rlalign.clinical.loaders.codes import code_of, person, system_of
@@ -12,6 +11,7 @@ from rlalign.clinical.loaders.files import LeftOut, OnError, converted, find, nu
 from rlalign.clinical.units import canonical
 
 GENDERS = {"8507": "M", "8532": "F"}  # OMOP's standard concepts
+CONCEPT = ("concept_id", "vocabulary_id", "concept_code")
 EXACT = ("", "0", "4172703")  # operators of a measurement that say nothing, and "="
 Concepts = Mapping[str, tuple[str, str]]
 
@@ -38,20 +38,17 @@ def read_omop(
       BadRecord: a missing column, a broken row, a time or number that is none.
     """
     paths = {name: find(folder, f"{name}.csv") for name in (*TABLES, "concept")}
-    concepts = _concepts(paths["concept"])
+    concepts = dict(converted(paths["concept"], rows(paths["concept"], CONCEPT), _concept, on_error, left_out))
     for name, (make, columns, optional) in TABLES.items():
         maker = functools.partial(make, concepts=concepts)
         yield from converted(paths[name], rows(paths[name], columns, optional), maker, on_error, left_out)
 
 
-def _concepts(path: Path) -> Concepts:
-    """concept_id -> (system, code), of the vocabularies that the table has names for."""
-    found = {}
-    for _, (concept, vocabulary, code) in rows(path, ("concept_id", "vocabulary_id", "concept_code")):
-        system = system_of(vocabulary)
-        if system != vocabulary:
-            found[concept] = system, code_of(system, code)
-    return found
+def _concept(row: Sequence[str]) -> list[tuple[str, tuple[str, str]]]:
+    """concept_id and (system, code), of the vocabularies that the table has names for."""
+    concept, vocabulary, code = row
+    system = system_of(vocabulary)
+    return [] if system == vocabulary else [(concept, (system, code_of(system, code)))]
 
 
 def _code(source: str, standard: str, concepts: Concepts, table: str) -> tuple[str, str]:

@@ -239,7 +239,52 @@ def test_columns_and_rows_of_csv(tmp_path):
         assert "Jane" not in found
         assert (said in found) if said else ("patients" not in found)
     path.write_bytes(b"subject_id,gender,anchor_age,anchor_year\n1,J\xe4ne,1,2\n")
-    assert "patients.csv:2: not UTF-8" in outcome(mimic, tmp_path)
+    assert "patients.csv:2, gender: not UTF-8" in outcome(mimic, tmp_path)
+    for header, said in ((b"J\xe4ne", ":1: not UTF-8"), (b'"Jane', ":1: no row of comma-separated values")):
+        path.write_bytes(b"subject_id,gender,anchor_age,anchor_year," + header + b"\n1,F,1,2,3\n")
+        for on_error in ("raise", "skip"):
+            assert f"patients.csv{said}" in outcome(mimic, tmp_path, on_error=on_error)
+
+
+BROKEN_ROWS = {  # what is wrong -> the row in bytes, and how it is counted
+    "too few": (b"Jane,2\n", "{0} values under {1} columns"),
+    "an open quote": (b'Jane,"2\n', "no row of comma-separated values"),
+    "a quote inside": (b'"Ja"ne",2\n', "no row of comma-separated values"),
+    "too long": (b"Jane,%b\n" % (b"9" * 131073), "no row of comma-separated values"),
+    "not UTF-8": (b"Jane \xe4", "not UTF-8; convert the file"),
+    "not UTF-8 on two lines": (b'"Jane\n\xe4"', "not UTF-8; convert the file"),
+}
+
+
+@pytest.mark.parametrize("name", ["mimic", "omop", "synthea"])
+@pytest.mark.parametrize("what", BROKEN_ROWS)
+def test_one_broken_row_costs_one(what, name, tmp_path):
+    """Of each file, before its first rows and behind the last one: what is left is what was there."""
+    write, read, _ = FORMATS[name]
+    write(tmp_path, packed=False)
+    before, whole = collections.Counter(), list(table_of(read(tmp_path)))
+    list(read(tmp_path, left_out=before))
+    for path in sorted(tmp_path.iterdir()):
+        content = path.read_bytes()
+        table = list(csv.reader(io.StringIO(content.decode(), newline="")))
+        broken, said = BROKEN_ROWS[what]
+        if what.startswith("not UTF-8"):
+            broken += b"," * (len(table[0]) - 1) + b"\n"
+        for i in {1, 2, len(table)}:
+            parts = io.StringIO(newline=""), io.StringIO(newline="")
+            for part, rows in zip(parts, (table[:i], table[i:]), strict=True):
+                csv.writer(part).writerows(rows)
+            path.write_bytes(parts[0].getvalue().encode() + broken + parts[1].getvalue().encode())
+            left_out = collections.Counter()
+            found = list(table_of(read(tmp_path, on_error="skip", left_out=left_out)))
+            assert found == whole
+            (more,) = (left_out - before).items()
+            assert more[1] == 1
+            assert said.format(2, len(table[0])) in more[0]
+            line = parts[0].getvalue().count("\n") + 1 + ("two" in what)
+            assert re.search(rf"{path.name}:{line}(, \w+)?: ", raised := outcome(read, tmp_path))
+            assert "Jane" not in f"{left_out}{raised}"
+        path.write_bytes(content)
 
 
 def test_files_that_are_not_there(tmp_path):
@@ -269,9 +314,20 @@ def test_times():
     assert at("1971") == at("1971-01") == 365 * 86400
     assert at("1970-01-01T00:00:01.999") == 1
     assert at("1969-12-31T23:59:59.5Z") == -1
+    assert at("2016-12-31T23:59:60Z") == at("2016-12-31T23:59:60.5Z") == at("2017-01-01")  # a leap second
     assert at("2180-05-06 22:23:00") == calendar.timegm((2180, 5, 6, 22, 23, 0))
     assert at(None) is at("") is None
-    for text in ("Jane", "12345678", "1970-13", "197", "1970-W01-1x", 1970, "1970-01-01T99"):
+    for text in (
+        "Jane",
+        "12345678",
+        "1970-13",
+        "197",
+        "1970-W01-1x",
+        1970,
+        "1970-01-01T99",
+        "1970-01-01T00:00:61",
+        "1970-01-01T00:60",
+    ):
         with pytest.raises(Exception, match="is no ISO 8601") as caught:
             at(text)
         assert "Jane" not in heard(caught.value, of=Exception)

@@ -86,6 +86,17 @@ def test_broken_meds(tmp_path):
         list(read_meds(tmp_path))
 
 
+def test_a_row_of_nobody(tmp_path):
+    columns = {"subject_id": pyarrow.array([1, None, 3], pyarrow.int64()), "numeric_value": [1.5] * 3}
+    columns |= {"code": ["LOINC/718-7"] * 3, "time": pyarrow.array([0] * 3, pyarrow.timestamp("us"))}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(BadRecord, match=r"a.parquet:2, subject_id: is missing$"):
+        list(read_meds(tmp_path))
+    left_out = collections.Counter()
+    assert [event.subject for event in read_meds(tmp_path, on_error="skip", left_out=left_out)] == ["1", "3"]
+    assert left_out == {"subject_id: is missing": 1}
+
+
 def test_codes_that_are_none(tmp_path):
     """Of a diagnosis without version or code: counted, and no other error."""
     codes = [
