@@ -18,7 +18,7 @@ import tyro
 
 import rlalign as ra
 from rlalign.envs import sums
-from rlalign.io.canary import LOOK, Canary
+from rlalign.io.canary import LOOK, Canary, looks
 from rlalign.io.metrics import read_metrics
 from rlalign.types import Rollouts
 
@@ -45,7 +45,7 @@ class Cost:
       steps: of the run, and calls of each shape.
     """
 
-    steps: int = 200
+    steps: int = 1000
 
 
 def share_right(completion: str, example: dict) -> float:
@@ -100,7 +100,7 @@ def by_itself(prompts: int, samples: int, tokens: int, *, calls: int) -> dict[st
     for step in range(calls):
         begin = time.perf_counter()
         found = canary(step=step, prompt_ids=np.arange(prompts) + prompts * (step % 50), **seen)
-        times[step % LOOK > 0].append(time.perf_counter() - begin)
+        times[not looks(step)].append(time.perf_counter() - begin)
         assert not found, found
     look, pass_by = (statistics.median(some) * 1e3 for some in times)
     mean = (look + (LOOK - 1) * pass_by) / LOOK

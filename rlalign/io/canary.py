@@ -4,8 +4,8 @@ A loop of rollout, reward and update holds contracts that nothing enforces: the 
 trainer, both at one temperature and with the newest weights; every sampled token is learnt from and no other; random
 keys are used once; the reference stays where it is. A run that breaks one learns worse, or nothing, without an error.
 The canary needs no forward of its own: it compares what rollout, batch and update have left on the host. Numbers are
-looked at every step, arrays every LOOK-th, from the first on. The limits are our choice; tests/io/test_canary.py plants
-the bugs.
+looked at every step, arrays in the EARLY steps of a run and in every LOOK-th. The limits are our choice;
+tests/io/test_canary.py plants the bugs.
 
 `fit` and `fit_agent` watch all of it. `fit_offline` has no rewards and no groups, so none can be without signal, and
 its reference cannot move, being log-probs that are kept (iteration.py): it watches the `answers` that it generates, and
@@ -41,7 +41,8 @@ RATIO_ERROR = 0.05  # largest |pi_trainer / pi_sampler - 1| of a token, where bo
 MEAN_KL = 0.02  # nats a token between sampler and trainer, in any precision
 SURPRISE = 0.05  # by which share the sampler's -log-probs may differ from the trainer's entropy, besides 4 deviations
 TOKENS = 512  # on which that is judged
-LOOK = 4  # steps from one look at the arrays to the next
+EARLY = 16  # first steps of a run, whose arrays are all looked at
+LOOK = 16  # steps from one look at the arrays to the next, later
 PREFIX = 64  # tokens of a response by which it is known
 WINDOW = 32  # steps, or looks at keys, over which chance is given time to even out
 NO_SIGNAL = 0.98  # share of groups in a window
@@ -91,7 +92,7 @@ class Canary:
         self.surprise = np.zeros(4)  # tokens, -log-probs, their squares, entropies: summed while log-probs differ
         self.first: dict[int, tuple[list[int], float]] = {}  # prompt -> its last first tokens, and their chance
         # What happened and what chance makes of it, in this window: equal samples, equal first tokens, groups.
-        self.pairs, self.repeats, self.silent = np.zeros(2), np.zeros(2), np.zeros(2)
+        self.pairs, self.repeats, self.silent = (0.0, 0.0), (0.0, 0.0), (0, 0)
         self.steps = self.looks = 0
         self.told: set[str] = set()
 
@@ -107,7 +108,7 @@ class Canary:
         """The alarms of a step, each kind logged once a run.
 
         Args:
-          step: of the loop; the arrays are looked at where LOOK divides it.
+          step: of the loop; see `looks`.
           prompt_ids: of the prompts that rollouts.prompt counts, the same at each visit.
           rollouts: N samples; those whose prompt is -1 are drawn for a prompt that no other has, and enter no count of
             equal ones.
@@ -117,14 +118,14 @@ class Canary:
             anew), tokens_learnt (where one update takes the whole batch).
         """
         found = [*self._log_probs(rollouts, metrics)]
-        if step % LOOK == 0:
+        if looks(step):
             mask, learnt = np.asarray(rollouts.mask, bool), np.asarray(learnt, bool)
             found += [*self._ends(rollouts, mask), *_padding(mask, learnt, metrics)]
             found += self._keys(prompt_ids, rollouts, mask)
         found += [*self._signal(len(prompt_ids), metrics), *self._reference(metrics)]
         self.steps += 1
         if self.steps % WINDOW == 0:
-            self.silent[:] = 0
+            self.silent = (0, 0)
         return self._told(found)
 
     def answers(self, *, prompt_ids: Sequence[int], rollouts: Rollouts, logp: np.ndarray | None) -> list[Alarm]:
@@ -156,7 +157,7 @@ class Canary:
           still: what the loss is where the policy is its reference, at the first update of an iteration; else None.
         """
         found: list[Alarm] = []
-        if step % LOOK == 0:
+        if looks(step):
             given = np.arange(mask.shape[1]) < np.asarray(length)[:, None]
             found += _padding(given, np.asarray(mask, bool), {"tokens_learnt": metrics["tokens"]})
         off = 0.0 if still is None or metrics["skipped"] else abs(metrics["loss"] - still)
@@ -220,7 +221,7 @@ class Canary:
         mean chances (Cauchy-Schwarz).
         """
         if self.looks % WINDOW == 0:
-            self.pairs[:] = self.repeats[:] = 0
+            self.pairs = self.repeats = (0.0, 0.0)
         self.looks += 1
         owner = np.asarray(rollouts.prompt)
         rows = np.argsort(owner, kind="stable")[np.count_nonzero(owner < 0) :]
@@ -233,23 +234,26 @@ class Canary:
         known = np.sort(_hashes(owner, token))
         same = np.diff(np.flatnonzero(known[1:] != known[:-1]), prepend=-1, append=len(known) - 1)  # runs of equal ones
         chance = np.exp(logp.sum(axis=1, dtype=np.float64))
-        self.pairs += (same * (same - 1)).sum() / 2, ((size[owner] - 1) * chance).sum() / 2
+        pairs, by_chance = self.pairs
+        self.pairs = pairs + (same * (same - 1)).sum() / 2, by_chance + ((size[owner] - 1) * chance).sum() / 2
         mean = np.bincount(owner, np.exp(logp[:, 0]), len(size)) / np.maximum(size, 1)
-        begins, end = token[:, 0].tolist(), 0
+        (repeats, by_chance), begins, end = self.repeats, token[:, 0].tolist(), 0
         for prompt, count, expected in zip(np.asarray(prompt_ids).tolist(), size.tolist(), mean.tolist(), strict=True):
             begin, end = begins[end : end + count], end + count
             last = self.first.get(prompt)
             if last is not None and len(last[0]) == count:
-                self.repeats += sum(map(operator.eq, begin, last[0])), count * max(expected, last[1])
+                repeats += sum(map(operator.eq, begin, last[0]))
+                by_chance += count * max(expected, last[1])
             self.first[prompt] = begin, expected
+        self.repeats = repeats, by_chance
         for kind, (seen, expected) in (("keys_in_group", self.pairs), ("keys_of_steps", self.repeats)):
             if seen > 20 + 3 * expected:
                 what = "pairs of samples" if kind == "keys_in_group" else "first tokens at a prompt's next visit"
                 yield Alarm(kind, f"{seen:.0f} {what} are equal, by chance {expected:.1f}")
 
     def _signal(self, groups: int, metrics: Mapping[str, Any]) -> Iterable[Alarm]:
-        self.silent += metrics["groups_without_signal"], groups
-        silent, all_ = self.silent
+        silent, all_ = self.silent[0] + metrics["groups_without_signal"], self.silent[1] + groups
+        self.silent = silent, all_
         if (self.steps + 1) % WINDOW == 0 and silent > NO_SIGNAL * all_:
             yield Alarm("no_signal", f"{silent:.0f} of the last {all_:.0f} groups have no signal")
 
@@ -281,6 +285,11 @@ def canary_of(sampling: SampleConfig | None, dtype: str, *, begins: bool = False
         truncated=sampling is not None and (sampling.top_k is not None or sampling.top_p is not None),
         begins=begins,
     )
+
+
+def looks(step: int) -> bool:
+    """Whether the arrays of a step are looked at: its number alone says so, for runs that are continued."""
+    return step < EARLY or step % LOOK == 0
 
 
 def _lengths(mask: np.ndarray) -> np.ndarray:
