@@ -45,7 +45,7 @@ class Cost:
       steps: of the run, and calls of each shape.
     """
 
-    steps: int = 200
+    steps: int = 1000
 
 
 def share_right(completion: str, example: dict) -> float:

@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import rlalign as ra
 from rlalign.envs import sums
 from rlalign.io.canary import CAUSES
-from rlalign.io.checkpoint import ConfigMismatch
+from rlalign.io.checkpoint import Checkpoints, ConfigMismatch
 from rlalign.io.data import prompts_at_step
 from rlalign.io.files import fingerprint
 from rlalign.io.iteration import _read
@@ -248,6 +248,21 @@ def test_without_that_checkpoint_the_run_says_what_to_do(whole, tmp_path):
         pytest.raises(ValueError, match="remove the checkpoints after step 3"),
     ):
         fit(run, evaluate=EVALUATE)
+
+
+def test_a_save_that_failed_is_asked_for_at_every_step(tmp_path, monkeypatch):
+    boundaries = []
+
+    def failed(self):
+        boundaries.append(self)
+        if len(boundaries) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "check", failed)
+    run = config(tmp_path)
+    with pytest.raises(OSError, match="No space left on device"):
+        fit(run)
+    assert [row["step"] for row in rows(run)] == [0, 1]
 
 
 def test_other_examples_or_settings_are_refused(whole):
