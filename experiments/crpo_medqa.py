@@ -23,8 +23,8 @@ and is measured on questions that are in none of this, by the accuracy of single
 Metrics have each term's mean, and its spread within groups: where all answers of a group are right, the spread of the
 small terms is all that CRPO's normalisation leaves, and it is blown up to full size.
 
-Measured with --sweep, 3 seeds, on two AMD EPYC cores (jax 0.10.2), all nine runs and the imitation before them in 16.5
-minutes (docs/crpo_medqa.json): of answers to held-out questions 25 % are right after imitation, and 63.3, 64.3 and
+Measured with --sweep, 3 seeds, on two Intel Xeon cores (jax 0.10.2), all nine runs and the imitation before them in
+16.5 minutes (docs/crpo_medqa.json): of answers to held-out questions 25 % are right after imitation, and 63.3, 64.3 and
 65.5 % after crpo, crpo_per_objective and grpo (by seed 78, 79, 33; 75, 80, 38; 79, 80, 37 %); both sections are there
 in 63 % before and in 86, 81 and 52 % after; conclusions refer back in 20 % before and 13, 14 and 8 % after. The three
 share one loss: each batch is used once, where clipping is without effect, and the KL's weight is the same.

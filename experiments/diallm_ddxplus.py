@@ -10,8 +10,8 @@ mila-iqia/Casande-RL: release_conditions.json, release_evidences.json and ddxplu
 from its priors and P(evidence | disease), and begin with one complaint. The policy imitates who asks what tells most,
 then learns from rewards, among them the confirmation reward, whose posterior is here the policy's own belief.
 
-Measured on 2,000 held-out patients, top-1 after the complaint, 5 and 10 questions (docs/diallm_ddxplus.json, two AMD
-EPYC cores, jax 0.10.2): trained .417, .840, .936 (means of three seeds; ± .011 for the patients drawn; 176 to 199 s a
+Measured on 2,000 held-out patients, top-1 after the complaint, 5 and 10 questions (docs/diallm_ddxplus.json, two Intel
+Xeon cores, jax 0.10.2): trained .417, .840, .936 (means of three seeds; ± .011 for the patients drawn; 176 to 199 s a
 run, warm-up and measuring included); imitation alone .430, .840, .933; information gain .419, .842, .942; what is
 answered most with yes .419, .646, .806; random .419, .486, .531; every question .991. What reinforcement adds to the
 imitation cannot be told from noise: the expert it imitates is nearly as good as can be.

@@ -19,8 +19,8 @@ record in place of the potential, weighed .05 for .3, as its sums are larger; "d
 steps it imitates those of its own whole dialogues whose reward is above 0. All begin with the same imitation, in which
 known tests are rejected.
 
-Measured with --sweep, 3 seeds, two AMD EPYC cores with other work beside, jax 0.10.2 (docs/diallm_ehr.json; README has
-the table): after 8 tests the policy finds .747 of the diagnoses, 95 % of information gain's .787; ceiling .828,
+Measured with --sweep, 3 seeds, two Intel Xeon cores with other work beside, jax 0.10.2 (docs/diallm_ehr.json; README
+has the table): after 8 tests the policy finds .747 of the diagnoses, 95 % of information gain's .787; ceiling .828,
 frequency .622, random .604. Settings were chosen on seed 0 and these held-out patients.
 
 What each run did with the held-out patients is in FOLDER/seed0/full/workups.jsonl, and on the page beside it. The last
