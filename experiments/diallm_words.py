@@ -12,7 +12,12 @@ result (interpretation), and the diagnosis. Answers are drawn from what is admis
 `write`): about 75 strings where something can be asked, 125 where a result is to be read. An episode is one path of the
 forest: each turn is stored once.
 
-MEASURED
+Measured once, seed 0 (docs/diallm_words.json; two Intel Xeon cores with other work beside, jax 0.10.2, 17 minutes, of
+which 5.6 are the expert's thousand consultations and their imitation): on 128 held-out patients, sampled, imitation
+finds 41 % [33, 50] of the diagnoses, asks 5.1 tests and reads results with .665 of 1; 30 updates of GiGPO raise the
+return from .82 to .93, by asking 7.3 tests; diagnoses (39 % [31, 48]) and readings (.675) stay as they are. Nothing was
+said that is not admissible. The expert finds 75 % with 5.0 tests, and the action head of diallm_ehr.py three quarters
+too: what a tiny transformer lacks here is the diagnosis, learned from a thousand patients where the head saw 60,000.
 
 The last line on stdout is the result as JSON.
 """
@@ -248,7 +253,6 @@ def figures(found: list[Episode]) -> dict:
         "return": float(np.mean([episode.reward for episode in found])),
         "tests": float(np.mean([sum(isinstance(read_action(t.action), Asks) for t in e.turns) for e in found])),
         "interpretation": float(np.mean(right)) if right else None,
-        "word_right": float(np.mean([value >= 0.499 for value in right])) if right else None,
         "invalid": float(np.mean([not turn.valid for turn in turns])),
     }
 
