@@ -2,6 +2,7 @@
 
 import atexit
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -29,6 +30,12 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if importlib.util.find_spec("hypothesis"):  # the environment of tests/parity has none
+    from hypothesis import HealthCheck, settings
+
+    # A busy machine is no failure: benchmarks tell of speed.
+    settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("untimed")
 
 
 def enable_x64():
