@@ -41,6 +41,9 @@ def weights(seed=0):
     return tuple(jnp.asarray(rng.normal(size=(SAMPLES, RESPONSE))) for _ in range(2))
 
 
+AS_USERS_COMPILE = {"xla_backend_optimization_level": 3}
+
+
 @functools.cache
 def shared_gradient(decoder):
     @jax.jit
@@ -88,18 +91,12 @@ def pack(samples):
     return samples.pack(row_length=LENGTH, num_rows=ROWS, response_length=RESPONSE)
 
 
-def errors(got, expected):
-    """Of each leaf by its path, relative to its largest entry."""
-    found = {}
+def assert_near(got, expected, tolerance):
+    """Each leaf, relative to its largest entry."""
     for (path, x), y in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         assert np.abs(y).max() > 0, path
-        found[jax.tree_util.keystr(path)] = np.abs(x - y).max() / np.abs(y).max()
-    return found
-
-
-def assert_near(got, expected, tolerance):
-    assert {path: error for path, error in errors(got, expected).items() if not error <= tolerance} == {}
+        assert np.abs(x - y).max() <= tolerance * np.abs(y).max(), path
 
 
 def with_dtype(model, dtype, **options):
@@ -123,17 +120,14 @@ def test_gradients_equal_those_of_the_repeated_batch(model, name):
     assert packed.mask.shape == (SAMPLES, RESPONSE)
     wide, narrow = same_params(model, "float64", "float32")
     expected = repeated_gradient(with_dtype(model, "float64"))(wide, samples, *weights())
-    for params in (wide, narrow):
+    for params, tolerance in ((wide, 1e-10), (narrow, 1e-5)):
         dtype = params["embedding"].dtype
-        got = shared_gradient(Decoder(with_dtype(model, dtype.name)))(params, packed, *weights())
+        run = shared_gradient(Decoder(with_dtype(model, dtype.name)))
+        if params is narrow:  # how much float32 loses depends on the code: judge what users run, not conftest.py's
+            run = run.lower(params, packed, *weights()).compile(compiler_options=AS_USERS_COMPILE)
+        got = run(params, packed, *weights())
         assert all(x.dtype == dtype for x in jax.tree.leaves(got))
-        if params is wide:
-            assert_near(got, expected, 1e-10)
-            continue
-        found = errors(got, expected)
-        if max(found.values()) > 1e-5:  # unoptimised, some CPUs round worse: then near what the repeated batch errs by
-            own = errors(repeated_gradient(with_dtype(model, "float32"))(narrow, samples, *weights()), expected)
-            assert max(found.values()) <= 4 * max(own.values()), (found, own)
+        assert_near(got, expected, tolerance)
 
 
 def test_the_forests_test_what_they_say():
