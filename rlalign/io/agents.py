@@ -101,6 +101,7 @@ def fit_agent(
             config,
             run,
             init_state(decoder, params, optimizer, copy=config.keep_params or reference is not None),
+            total=config.steps,
             saved=saved,
             decoder=decoder,
             allow_change=allow_change,

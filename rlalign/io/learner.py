@@ -3,8 +3,7 @@
 import functools
 import json
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,12 @@ from jax.sharding import Mesh
 from rlalign import hosts
 from rlalign.algorithms import ALGORITHMS, Algorithm, try_out
 from rlalign.io.canary import canary_of
+from rlalign.io.checkpoint import Checkpoints
 from rlalign.io.config import OfflineConfig, check_horizon
+from rlalign.io.files import fingerprint
 from rlalign.io.iteration import Examples, Iterations, Prepared, is_truncated
 from rlalign.io.mixture import entries_at_step
-from rlalign.io.session import Clock, Updates, in_rows
+from rlalign.io.session import Clock, Updates, in_rows, restore
 from rlalign.models.decoder import Decoder
 from rlalign.rollout import sample
 from rlalign.train.mesh import AnyMesh, row_shards
@@ -29,17 +30,31 @@ from rlalign.train.step import init_state, make_train_step
 from rlalign.types import Batch, Demonstration, Params, TrainState
 
 log = logging.getLogger(__name__)
+Evaluate = Callable[[Decoder, Params], Mapping[str, float]]
 _KINDS = "Demonstrations or Preferences"
 
 
 class Learner:
-    """The parts of a run, compiled once: what an iteration prepares, and one training step."""
+    """The parts of a run, compiled once: what an iteration prepares, one training step, one evaluation."""
 
     def __init__(
-        self, config: OfflineConfig, algorithm: Algorithm, decoder: Decoder, examples, *, optimizer, mesh, sampler
+        self,
+        config: OfflineConfig,
+        algorithm: Algorithm,
+        decoder: Decoder,
+        examples,
+        *,
+        optimizer,
+        mesh,
+        sampler,
+        evaluate,
+        decode,
     ):
         self.config, self.algorithm, self.decoder, self.examples = config, algorithm, decoder, examples
-        self.optimizer = optimizer
+        self.optimizer, self.eval, self.decode = optimizer, evaluate, decode or str
+        self.length = config.steps_per_iteration(len(examples))
+        self.kept = {"reference": ""}  # the hash of what the iteration began with
+        self.prepared: Prepared | None = None
         update = make_train_step(decoder, algorithm, optimizer, mesh=mesh, microbatches=config.microbatches)
         rate = config.optimizer.learning_rate
         self.update = Updates(update, max_bad_steps=config.max_bad_steps, learning_rate=rate)
@@ -51,14 +66,33 @@ class Learner:
             self.canary = canary_of(config.generation, decoder.config.dtype, engine=sampler is not sample)
         how = {"mesh": mesh, "sampler": sampler, "response_length": self.response_length, "canary": self.canary}
         self.iterations = Iterations(config, Path(config.folder) / "iterations", decoder, algorithm, **how)
-        self.seconds = 0.0  # of preparing, for the metrics of the next step
 
     def chosen(self, step: int) -> np.ndarray:
         """The numbers of a step's examples."""
         config = self.config
         return entries_at_step(self.examples, config.examples_per_step, seed=config.seed, step=step)
 
-    def renew(self, state: TrainState) -> TrainState:
+    def evaluate(self, state: TrainState, step: int, samples: Path) -> dict[str, float]:
+        """What the caller's function finds; the answers that the report shows are the iterations'."""
+        del step, samples
+        found = {} if self.eval is None else self.eval(self.decoder, state.params)
+        return {f"eval_{name}": float(value) for name, value in found.items()}
+
+    def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+        """Where an iteration begins, what it learns from; one batch of examples and the update from it."""
+        clock, metrics, begins = Clock(), {}, step % self.length == 0
+        if begins:
+            self.kept["reference"] = fingerprint(state.params)
+            state = self._renewed(state)
+        with clock("prepare"):
+            if begins or self.prepared is None:
+                self.prepared = self._prepare(state, step)
+        if begins:
+            metrics = self._about_answers(self.prepared, step)
+        state, learnt = self._learn(state, step, self.prepared, clock)
+        return state, metrics | learnt
+
+    def _renewed(self, state: TrainState) -> TrainState:
         """The same parameters with an optimizer that begins anew; the old one's state is let go before."""
         for leaf in jax.tree.leaves(state.opt_state):
             leaf.delete()
@@ -66,28 +100,41 @@ class Learner:
             step=state.step, skipped=state.skipped
         )
 
-    def prepare(self, step: int, length: int, reference: str, params: Callable[[], Params]) -> Prepared:
+    def _prepare(self, state: TrainState, step: int) -> Prepared:
         """What the iteration of `step` learns from; see Iterations.prepare."""
-        begin = time.perf_counter()
-        first = step - step % length
-        chosen = np.unique(np.concatenate([self.chosen(s) for s in range(first, first + length)]))
-        prepared = self.iterations.prepare(first // length, self.examples, chosen.tolist(), reference, params)
-        self.seconds = time.perf_counter() - begin
-        return prepared
+        first = step - step % self.length
+        chosen = np.unique(np.concatenate([self.chosen(s) for s in range(first, first + self.length)]))
+        began_with = functools.partial(self._began_with, state, step)
+        number = first // self.length
+        return self.iterations.prepare(number, self.examples, chosen.tolist(), self.kept["reference"], began_with)
 
-    def about(self, prepared: Prepared, step: int, samples: Path, decode: Callable | None) -> dict[str, Any]:
+    def _began_with(self, state: TrainState, step: int) -> Params:
+        """The parameters that its iteration began with: those at hand at its first step, else a checkpoint's."""
+        begins, folder = step - step % self.length, Path(self.config.folder)
+        if step == begins:
+            return state.params
+        with Checkpoints(folder / "checkpoints") as checkpoints:
+            found, meta = restore(checkpoints, begins, state)
+        if meta["step"] != begins or fingerprint(found.params) != self.kept["reference"]:
+            raise ValueError(
+                f"{folder} lost files of iterations/, and checkpoint {begins}, which could make them anew, is not "
+                f"intact either: remove the checkpoints after step {begins}, or the folder"
+            )
+        return found.params
+
+    def _about_answers(self, prepared: Prepared, step: int) -> dict[str, Any]:
         """Of the generated answers: how long they are, and the shares that have no end or copy the demonstration."""
         if not prepared.stop:
             return {}
         pairs = [prepared.pair(i) for i in prepared.stop]
         shown = list(prepared.stop)[: self.config.samples_shown]
         if hosts.first():
-            with samples.open("a", encoding="utf-8") as file:
+            with (Path(self.config.folder) / "samples.jsonl").open("a", encoding="utf-8") as file:
                 for i in shown:
                     answer = [int(t) for t in prepared.pair(i).rejected]
                     cut = is_truncated(prepared, i)
                     row = {"step": step, "prompt": self.examples[i].prompt.text, "split": "generated"}
-                    row |= {"completion": (decode or str)(answer), "stop": "max_tokens" if cut else "eos"}
+                    row |= {"completion": self.decode(answer), "stop": "max_tokens" if cut else "eos"}
                     file.write(json.dumps(row) + "\n")
         return {
             "response_length": float(np.mean([len(pair.rejected) for pair in pairs])),
@@ -95,9 +142,9 @@ class Learner:
             "copied_share": float(np.mean([np.array_equal(pair.chosen, pair.rejected) for pair in pairs])),
         }
 
-    def step(self, state: TrainState, step: int, length: int, prepared: Prepared) -> tuple[TrainState, dict[str, Any]]:
-        """One batch of examples and the update from it."""
-        clock = Clock()
+    def _learn(
+        self, state: TrainState, step: int, prepared: Prepared, clock: Clock
+    ) -> tuple[TrainState, dict[str, Any]]:
         with clock("pack"):
             chosen = self.chosen(step)
             batch = self._batch(chosen, prepared)
@@ -105,18 +152,17 @@ class Learner:
             state, metrics = self.update(state, batch)
         if "accuracy" in metrics:  # of pairs; held-out answers have another
             metrics["pair_accuracy"] = metrics.pop("accuracy")
-        clock.seconds["prepare"], self.seconds = self.seconds, 0.0
         repeated = sum(_tokens(prepared.examples[i]) for i in chosen)
         metrics |= {
             "tokens_stored": int(np.sum(np.asarray(batch.packed.forest.visible_until) > 0)),
             "tokens_repeated": repeated,
             "tokens_per_second": repeated / sum(clock.seconds.values()),
-            "learning_rate": float(np.asarray(self.schedule(step % length))),
+            "learning_rate": float(np.asarray(self.schedule(step % self.length))),
             "reference_forwards": self.iterations.forwards,
         }
         if self.canary is not None:
             with clock("canary"):
-                about = {"still": self.still if step % length == 0 else None, "metrics": metrics}
+                about = {"still": self.still if step % self.length == 0 else None, "metrics": metrics}
                 responses = [response for i in chosen for response in _responses(prepared.examples[i])]
                 sizes = np.array([len(response) for response in responses])
                 found = self.canary.learnt(step=step, length=sizes, mask=batch.packed.mask, **about)

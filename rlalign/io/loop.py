@@ -120,6 +120,7 @@ def fit(
             config,
             run,
             init_state(decoder, params, optimizer, copy=config.keep_params or shared),
+            total=config.steps,
             saved=saved,
             decoder=decoder,
             allow_change=allow_change,

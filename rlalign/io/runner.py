@@ -64,6 +64,7 @@ class Runner:
         self.reference = None if reference is None else self._scorer_of(reference)
         self.parts = config.minibatches * config.microbatches * row_shards(mesh)
         self.canary: Canary | None = None  # begins with the first step
+        self.kept: dict[str, Any] = {}
 
     def _scorer_of(self, reference: Params) -> Callable[[Packed], np.ndarray]:
         """packed -> log-probs of the frozen reference, in config.reference_dtype."""

@@ -135,47 +135,55 @@ def train_steps(
     run: Any,
     state: TrainState,
     *,
+    total: int,
     saved: Mapping[str, Any],
     decoder: Decoder,
     allow_change: Sequence[str],
+    iteration: int | None = None,
 ) -> TrainState:
     """From the newest checkpoint, or from `state`, to the last step: evaluate, save, step, record.
 
     Args:
-      config: with steps, folder, eval_every, checkpoint_every, keep and profile.
-      run: has step(state, step) -> (state, metrics) and evaluate(state, step, samples file) -> metrics, whose
-        "eval_accuracy" decides which checkpoint is the best.
+      config: with folder, eval_every, checkpoint_every, keep and profile.
+      run: has step(state, step) -> (state, metrics); evaluate(state, step, samples file) -> metrics, whose
+        "eval_accuracy" decides which checkpoint is the best; and `kept`, a dict that each checkpoint carries and a
+        continued run gets back.
       state: to begin with; a run that is continued lets go of it.
+      total: steps of the run.
       saved: what a run must keep to be continued.
       decoder: for the report.
       allow_change: see fit.
+      iteration: after so many steps each the state is evaluated, saved, and never removed; None where the run is one
+        iteration, of which the newest states are enough.
     """
     folder = Path(config.folder)
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep))
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep, keep_every=iteration))
         state, found = resume(checkpoints, state, saved, allow_change)
         start = found["step"]
         hosts.check_same_everywhere({"step": start})
+        run.kept |= {name: found[name] for name in run.kept if name in found}
         compiles, highest = CompileCounter(), hosts.of_first(best_accuracy(folder, before=start))
-        record = stack.enter_context(recorder(folder, config.steps, start, about_run(saved, decoder)))
+        record = stack.enter_context(recorder(folder, total, start, about_run(saved, decoder)))
         asked = stack.enter_context(asked_to_stop())
         trace = stack.enter_context(profiler(folder / "profile", traced_steps(config.profile)))
-        for step in range(start, config.steps + 1):
+        for step in range(start, total + 1):
             begin = time.perf_counter()
             metrics: dict[str, Any] = {}
             checkpoints.check()
-            if step % config.eval_every == 0 or step == config.steps:
+            ends = step % (iteration or total) == 0
+            if ends or step % config.eval_every == 0:
                 metrics |= run.evaluate(state, step, folder / "samples.jsonl")
             accuracy, stop = metrics.get("eval_accuracy", -1.0), hosts.agree(bool(asked))
-            if accuracy > highest or step % config.checkpoint_every == 0 or step == config.steps or stop:
-                best = accuracy if accuracy > highest else None
-                metrics["seconds_save"] = save_step(checkpoints, step, state, {"config": saved}, best=best)
+            if accuracy > highest or ends or step % config.checkpoint_every == 0 or stop:
+                meta, best = {"config": saved, **run.kept}, accuracy if accuracy > highest else None
+                metrics["seconds_save"] = save_step(checkpoints, step, state, meta, best=best)
             highest = max(highest, accuracy)
             if stop:
                 checkpoints.wait()
                 raise SystemExit(0)
             trace(step)
-            if step < config.steps:
+            if step < total:
                 state, trained = run.step(state, step)
                 metrics |= trained
             metrics |= {"seconds": time.perf_counter() - begin, "compiles": compiles.take()}

@@ -3,17 +3,20 @@
     make soak                                          # about an hour on two cores
     python -m tests.faults.soak --steps 2000 --life 20
 
-Each life of the faulty run ends by a fault drawn at random: killed with -9, asked to stop, or killed and then its
-newest checkpoint damaged (a flipped bit, a file cut short) or its metrics torn. Prints one JSON line: goodput is the
-share of the faulty run's time that the peaceful one needed for the same steps.
+Each life of the faulty run ends by a fault drawn at random: killed with -9, asked to stop, refused every further byte
+by the file system, or killed and then its newest checkpoint damaged (a flipped bit, a file cut short) or its metrics
+torn. Prints one JSON line: goodput is the share of the faulty run's time that the peaceful one needed for the same
+steps, and steps_again how many were done more than once.
 """
 
 import argparse
 import collections
 import json
 import random
+import resource
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +26,8 @@ from tests.faults.killing import finish, lines, logged, start
 
 SCRIPT = "tests/faults/small.py"
 SAME = ("loss", "reward", "kl", "entropy", "grad_norm", "eval_accuracy")
-FAULTS = ("kill", "stop", "flip", "cut", "tear")
+NO_ROOM = ("File too large", "No usable temporary directory")
+FAULTS = ("kill", "stop", "full", "flip", "cut", "tear")
 
 
 def damage(run: Path, fault: str, draw: random.Random) -> bool:
@@ -45,17 +49,37 @@ def damage(run: Path, fault: str, draw: random.Random) -> bool:
     return True
 
 
-def live(run: Path, flags: dict, cache: Path, fault: str, seconds: float, *, early: bool) -> subprocess.Popen:
-    """One process of the run, until so many seconds after its first step (`early`: after its start), or its own end."""
+def live(run: Path, flags: dict, cache: Path, fault: str, seconds: float, *, early: bool) -> int | None:
+    """One process of the run, until so many seconds after its first step (`early`: after its start), or its own end.
+
+    Returns its exit code where it ended by itself, None where it ended as it must under the fault.
+    """
     before, process = lines(run / "metrics.jsonl"), start(SCRIPT, flags, cache)
     while not early and process.poll() is None and lines(run / "metrics.jsonl") in (0, before):
         time.sleep(0.02)
     try:
         process.communicate(timeout=seconds)
+        return process.returncode
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM if fault == "stop" else signal.SIGKILL)
-        process.communicate(timeout=120)
-    return process
+        if fault == "full":
+            hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, hard))
+        else:
+            process.send_signal(signal.SIGTERM if fault == "stop" else signal.SIGKILL)
+    said = process.communicate(timeout=300)[1]
+    # Asked to stop before it listens, a process is just gone; without room it says so, or its workers do as they start.
+    due = {"stop": (0, -signal.SIGTERM), "full": (1,)}.get(fault, (-signal.SIGKILL,))
+    if process.returncode not in due or (fault == "full" and not any(text in said for text in NO_ROOM)):
+        raise RuntimeError(f"under the fault {fault} the run ended with {process.returncode}: {said[-3000:]}")
+    return None
+
+
+def newest(run: Path) -> int:
+    """The step that the next process will go on from."""
+    if not (run / "checkpoints").exists():
+        return 0
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        return max((step for step in checkpoints.steps() if checkpoints.problem(step) is None), default=0)
 
 
 def soak(folder: Path, *, steps: int, every: int, life: float, seed: int) -> dict:
@@ -65,26 +89,29 @@ def soak(folder: Path, *, steps: int, every: int, life: float, seed: int) -> dic
     begin = time.monotonic()
     want = finish(start(SCRIPT, flags | {"run": folder / "peace"}, cache), seconds=None)
     peace = time.monotonic() - begin
-    run, fired = folder / "war", collections.Counter()
+    run, fired, again = folder / "war", collections.Counter(), 0
     begin = time.monotonic()
     while True:
         fault = draw.choice(FAULTS)
-        process = live(run, flags | {"run": run}, cache, fault, draw.uniform(0, 2 * life), early=draw.random() < 0.2)
-        ended = process.returncode
-        if ended == 0 and lines(run / "metrics.jsonl") > steps:
+        ended = live(run, flags | {"run": run}, cache, fault, draw.uniform(0, 2 * life), early=draw.random() < 0.2)
+        if ended is not None:
             break
-        if ended != (0 if fault == "stop" else -signal.SIGKILL) and not (fault == "stop" and ended == -signal.SIGTERM):
-            raise RuntimeError(f"the run ended with {ended} by itself: run it again in {run}")
-        if fault in ("kill", "stop") or ((run / "metrics.jsonl").exists() and damage(run, fault, draw)):
+        reached = lines(run / "metrics.jsonl") - 1
+        if fault in ("kill", "stop", "full") or ((run / "metrics.jsonl").exists() and damage(run, fault, draw)):
             fired[fault] += 1
+        again += max(reached - newest(run), 0)
+        print(f"{time.monotonic() - begin:7.0f} s  step {reached}  {dict(fired)}", file=sys.stderr, flush=True)
     war = time.monotonic() - begin
+    if ended != 0:
+        raise RuntimeError(f"the run ended with {ended} by itself: run it again in {run}")
     same = logged(run, SAME) == logged(folder / "peace", SAME)
-    again = finish(start(SCRIPT, flags | {"run": run}, cache), seconds=None)
+    end = finish(start(SCRIPT, flags | {"run": run}, cache), seconds=None)
     return {
-        "bitwise": same and again == want,
+        "bitwise": same and end == want,
         "faults": dict(fired),
         "goodput": round(peace / war, 3),
         "steps": steps,
+        "steps_again": again,
         "seconds": round(war, 1),
         "seconds_in_peace": round(peace, 1),
         "seed": seed,
