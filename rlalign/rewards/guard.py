@@ -43,8 +43,10 @@ class RewardGuard:
 
     An item whose call hangs, raises, exits, crashes, runs out of memory, or returns anything but finite numbers
     becomes invalid, with a reason; all others keep their rewards. After a hang or a crash the worker is killed with
-    every process it started, and replaced while the others go on. A call never raises because of what the function
-    does; a hang costs one worker `time_limit` seconds. What a worker prints is dropped.
+    every process it started, and replaced while the others go on: by a fork of the process that has loaded the
+    function, in milliseconds, or, where loading it left threads (and outside Linux), by one that loads it again. A call
+    never raises because of what the function does; a hang costs one worker `time_limit` seconds. What a worker prints
+    is dropped.
 
     A worker has a temporary directory as its working directory and HOME, an environment of PATH, the language and
     `environment`, one thread for linear algebra and no accelerator. The function runs in its main thread, whichever
@@ -216,6 +218,10 @@ class RewardGuard:
             return self._lose(worker, batch, str(lost))
         for index, value, reason, retire in replies:
             if index == LOADED and not worker.ready and not reason:
+                if value and not worker.forks:
+                    worker.forks = True
+                    self._renew(worker)
+                    return
                 worker.ready = True
             elif worker.items and index == worker.items[0]:
                 batch.settle(worker.items.popleft(), value, reason)
@@ -227,13 +233,29 @@ class RewardGuard:
         worker.deadline = time.monotonic() + self.time_limit if worker.items else float("inf")
 
     def _lose(self, worker: WorkerProcess, batch: "_Batch", reason: str = "", *, blame: bool = True) -> None:
-        """Kills a worker; its first item is to blame, so invalid, and its others wait for the next worker."""
-        ending = self._discard(worker)
-        if blame and worker.items:
-            batch.settle(worker.items.popleft(), None, reason or ending)
+        """Ends what serves; its first item is to blame, so invalid, and its others wait for the next one."""
+        left, worker.items = worker.items, collections.deque()
+        again = worker.forks and worker.ready and self._lost < MAX_LOST
+        ending = self._renew(worker) if again else self._discard(worker)
+        if blame and left:
+            batch.settle(left.popleft(), None, reason or ending)
         else:
             self._lost, self._why = self._lost + 1, reason or ending
-        batch.pending.extendleft(reversed(worker.items))
+        batch.pending.extendleft(reversed(left))
+
+    def _renew(self, worker: WorkerProcess) -> str:
+        """Another fork of the function as it was loaded; the whole worker goes where there is none."""
+        self._selector.unregister(worker.channel)
+        try:
+            ending = worker.fork()
+        except (OSError, ValueError) as error:
+            self._workers.remove(worker)
+            worker.kill()
+            self._lost, self._why = self._lost + 1, describe(error)
+            return f"its worker could not be replaced: {self._why}"
+        worker.deadline = time.monotonic() + self.start_limit
+        self._selector.register(worker.channel, selectors.EVENT_READ, worker)
+        return ending
 
     def _discard(self, worker: WorkerProcess) -> str:
         self._workers.remove(worker)

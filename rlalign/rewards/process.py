@@ -29,11 +29,15 @@ GIVEN = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 STRAY = "wrote to the channel of its worker"
+FORK_LIMIT = 5.0  # seconds
 MAX_LINE = 1 << 16  # bytes of a reply; an honest one has some hundreds
 
 
 class Reply(NamedTuple):
-    """One line from a worker: index -1 says that the function is loaded, or with a reason that it is not."""
+    """One line from a worker: index -1 says that the function is loaded, or with a reason that it is not.
+
+    The value True of a loaded one: it serves nothing itself, see WorkerProcess.fork.
+    """
 
     index: int
     value: float | dict[str, float] | None
@@ -98,16 +102,21 @@ class WorkerProcess:
 
     Attributes:
       items: indices sent and not yet answered, in order.
-      ready: whether the function is loaded.
+      ready: whether the function is loaded, and what loaded it serves.
+      forks: whether `fork` can replace what serves.
       deadline: when the first item, or the loading, has taken too long (time.monotonic).
+      channel: to what serves.
     """
 
     def __init__(
         self, setup: Mapping[str, Any], environment: Mapping[str, str], *, send_limit: float, script: str = SCRIPT
     ):
         self.items: collections.deque[int] = collections.deque()
-        self.ready = False
+        self.ready = self.forks = False
         self.deadline = float("inf")
+        self._control: socket.socket | None = None  # to the process that forks what serves
+        self._server: int | None = None  # the id of that, and of its group
+        self._own = contextlib.ExitStack()  # this server's channel and pipe
         self._partial = b""
         with contextlib.ExitStack() as undo:
             self._folder = tempfile.mkdtemp(prefix="reward-")
@@ -129,6 +138,8 @@ class WorkerProcess:
                     start_new_session=True,
                 )
             undo.callback(self._end)
+            undo.callback(self._own.close)
+            self._send_limit = send_limit
             self.channel.settimeout(send_limit)
             with contextlib.suppress(OSError):  # dead already: the first receive says so
                 self.send(json.dumps(dict(setup)).encode() + b"\n")
@@ -159,15 +170,46 @@ class WorkerProcess:
             raise WorkerLost(STRAY)
         return lines
 
+    def fork(self) -> str:
+        """Replaces what serves by a fork of the process that has loaded the function, in milliseconds.
+
+        The one before is killed with every process of its group. The new one answers that it is loaded, as the first
+        did; `channel` is another one.
+
+        Returns:
+          How the one before ended, "" where this is the first.
+        Raises:
+          OSError: no fork came back in FORK_LIMIT seconds; the worker is of no use any more.
+        """
+        self._control = self._control or self.channel
+        self._own.close()
+        self.channel, theirs = socket.socketpair()
+        self._own.callback(self.channel.close)
+        self.channel.settimeout(self._send_limit)
+        life, held = os.pipe()
+        self._own.callback(os.close, held)
+        self._control.settimeout(FORK_LIMIT)
+        with theirs, os.fdopen(life):
+            socket.send_fds(self._control, [b"."], [theirs.fileno(), life])
+        self.ready, self._partial, line = False, b"", b""
+        while not line.endswith(b"\n"):
+            if not (more := self._control.recv(MAX_LINE)):
+                raise ConnectionResetError("the process that forks is gone")
+            line += more
+        self._server, ended = json.loads(line)
+        return "" if ended is None else _ending(os.waitstatus_to_exitcode(ended))
+
     def kill(self) -> str:
-        """Ends the worker and every process of its group, removes its folder, and says how it ended."""
+        """Ends the worker and every process of its groups, removes its folder, and says how it ended."""
         self._undo.close()
-        code = self._process.returncode
-        if code is not None and code < 0:
-            return f"its worker was killed by {_signal_name(-code)}"
-        return f"its worker exited with status {code}"
+        return _ending(self._process.returncode)
 
     def _end(self) -> None:
+        # The id of a server that is gone may be another's by now, but a session keeps its number while its leader,
+        # who is waited for below, is there.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self._server is not None and os.getsid(self._server) == self._process.pid:
+                os.killpg(self._server, signal.SIGKILL)
         # Before the wait: until then the dead leader's id cannot belong to anybody else's group.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -175,10 +217,18 @@ class WorkerProcess:
             self._process.wait(timeout=10)
 
 
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"its worker was killed by {_signal_name(-code)}"
+    return f"its worker exited with status {code}"
+
+
 def _parse(line: bytes) -> Reply:
     try:
         index, value, reason, retire = json.loads(line)
-        return Reply(int(index), None if reason or index == LOADED else _value(value), str(reason), bool(retire))
+        if not reason and index != LOADED:
+            value = _value(value)
+        return Reply(int(index), None if reason else value, str(reason), bool(retire))
     except (ValueError, TypeError, KeyError):
         raise WorkerLost(STRAY) from None
 

@@ -10,6 +10,12 @@ the worker exchange JSON lines over one socket; nothing is ever unpickled, and t
 A value is a number, or the object {"total": number, term: number, ...}.
 
 `retire` asks the guard for a fresh process: memory ran out, or too many processes were forked.
+
+Loading may import for seconds, so a process that has loaded and runs one thread keeps what it has and serves no item
+itself. It answers [-1, true, "", false], and then forks one process after the other, on sockets that it is given:
+
+    guard -> keeper    a byte, and two descriptors: a channel, and the pipe that ends it (see die_with)
+    keeper -> guard    [pid, how the process before it ended, as os.waitpid says it, or null for the first]
 """
 
 import contextlib
@@ -21,6 +27,8 @@ import math
 import os
 import reprlib
 import resource
+import shutil
+import signal
 import socket
 import sys
 
@@ -166,6 +174,50 @@ def send(channel, index, value=None, reason="", retire=False):
     channel.sendall(json.dumps([index, value, reason, retire]).encode() + b"\n")
 
 
+def can_fork():
+    """Whether a fork of this process is whole: a thread that another holds a lock for would wait for ever."""
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return False
+
+
+def keep(control):
+    """Forks a process for each pair of descriptors, after killing the one before; returns its channel, in it alone."""
+    child, found = None, set(os.listdir())
+    while True:
+        asked, descriptors, *_ = socket.recv_fds(control, 1, 2)
+        ended = None
+        if child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+            ended = os.waitpid(child, 0)[1]
+        if not asked:
+            os._exit(0)
+        for name in set(os.listdir()) - found:  # what the one before wrote
+            with contextlib.suppress(OSError):
+                shutil.rmtree(name) if os.path.isdir(name) and not os.path.islink(name) else os.unlink(name)
+        channel, life = descriptors
+        child = os.fork()
+        if child == 0:
+            control.close()
+            os.setpgid(0, 0)
+            die_with(life)
+            return private(channel, life)
+        with contextlib.suppress(OSError):  # it has done that itself, and gone
+            os.setpgid(child, child)
+        os.close(channel)
+        os.close(life)
+        control.sendall(json.dumps([child, ended]).encode() + b"\n")
+
+
+def private(channel, life):
+    """The channel as a socket; neither is inherited by programs that the function starts."""
+    os.set_inheritable(channel, False)
+    os.set_inheritable(life, False)
+    return socket.socket(fileno=channel)
+
+
 def serve(channel, life):
     """Loads the function that the first line names, then answers one request after the other until the end."""
     die_with(life)
@@ -177,6 +229,10 @@ def serve(channel, life):
         function = load(setup["module"], setup["qualname"], setup["file"])
     except BaseException as error:  # noqa: BLE001
         return send(channel, LOADED, reason=describe(error))
+    if can_fork():
+        send(channel, LOADED, True)
+        channel = keep(channel)
+        requests = channel.makefile("rb")
     forks = Forks()
     sys.addaudithook(forks)
     if setup["memory_limit"] is not None:
@@ -194,9 +250,7 @@ def serve(channel, life):
 def main():
     """Serves on the descriptors given as arguments, which the function's own children do not inherit."""
     channel, life = int(sys.argv[1]), int(sys.argv[2])
-    os.set_inheritable(channel, False)
-    os.set_inheritable(life, False)
-    serve(socket.socket(fileno=channel), life)
+    serve(private(channel, life), life)
 
 
 if __name__ == "__main__":

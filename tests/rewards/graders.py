@@ -40,7 +40,8 @@ def surroundings(completion, example):
     secret = any(name.startswith("SECRET") for name in os.environ)
     streams = sys.stdin.read() == "" and os.path.samestat(os.fstat(1), os.stat(os.devnull))
     main_thread = threading.current_thread() is threading.main_thread()
-    return home and not secret and streams and main_thread and os.getsid(0) == os.getpid() != example["pid"]
+    apart = os.getpgrp() == os.getpid() != example["pid"] and os.getsid(0) != example["session"]
+    return home and not secret and streams and main_thread and apart
 
 
 def pid(completion, example):

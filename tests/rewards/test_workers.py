@@ -1,6 +1,7 @@
 """Where reward workers run, how long they live, and what threads, signals and crashes do to them."""
 
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -58,7 +59,8 @@ def wait_until(condition, seconds=5.0):
 def test_a_worker_sees_a_temporary_folder_and_a_scrubbed_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("SECRET_TOKEN", "123")
     file = tmp_path / "seen"
-    rewards = run(graders.surroundings, [str(file)], [{"cwd": os.getcwd(), "pid": os.getpid()}])
+    here = {"cwd": os.getcwd(), "pid": os.getpid(), "session": os.getsid(0)}
+    rewards = run(graders.surroundings, [str(file)], [here])
     assert rewards.reward.tolist() == [1.0], rewards.reason
     folder, pid = file.read_text().split()
     assert not Path(folder).exists()
@@ -186,15 +188,79 @@ def test_a_worker_that_died_between_calls_is_replaced_without_blame():
         assert pid not in rewards.reward
 
 
-def test_a_function_that_can_no_longer_be_loaded_makes_items_invalid(tmp_path, monkeypatch):
-    file = tmp_path / "fragile_reward.py"
-    file.write_text("import os\ndef reward(completion, example):\n    os._exit(1)\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    import fragile_reward  # pyright: ignore[reportMissingImports]
+THREAD = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
 
-    with RewardGuard(fragile_reward.reward, workers=1) as guard:
+
+def module(folder, monkeypatch, name, *, extra=""):
+    """A reward that executes its completion, and how often its module was loaded, itself included."""
+    loads = folder / "loads"
+    file = folder / f"{name}.py"
+    count = f"with open({str(loads)!r}, 'a') as log:\n    log.write('.')\n"
+    file.write_text(
+        f"import os, time\n{count}{extra}\ndef reward(completion, _):\n    exec(completion)\n    return 1\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    return importlib.import_module(name).reward, file, lambda: len(loads.read_text()) - 1
+
+
+ENDS = ["time.sleep(60)", "os._exit(3)", "os.kill(os.getpid(), 9)", "raise MemoryError", "os.killpg(os.getpgrp(), 9)"]
+
+
+def test_a_worker_that_is_lost_is_forked_anew_and_nothing_is_loaded_again(tmp_path, monkeypatch):
+    reward, _, loads = module(tmp_path, monkeypatch, "loaded_once")
+    with RewardGuard(reward, workers=1, time_limit=0.5) as guard:
+        rewards = guard([text for end in ENDS for text in (end, "pass")], [{}] * 10)
+        assert rewards.valid.tolist() == [False, True] * 5
+        assert loads() == 1
+    assert rewards.reason[::2] == (
+        "took longer than 0.5 s",
+        "its worker exited with status 3",
+        "its worker was killed by SIGKILL",
+        "raised MemoryError (loaded_once.py:6)",
+        "its worker was killed by SIGKILL",
+    )
+
+
+def test_a_module_that_leaves_threads_is_loaded_again(tmp_path, monkeypatch):
+    """A fork has no threads, and may wait for one for ever."""
+    reward, _, loads = module(tmp_path, monkeypatch, "threaded", extra=THREAD)
+    with RewardGuard(reward, workers=1) as guard:
+        assert guard(["pass", "os._exit(3)", "pass"], [{}] * 3).valid.tolist() == [True, False, True]
+        assert loads() == 2
+
+
+def test_a_fork_finds_none_of_what_the_one_before_left_in_its_folder(tmp_path, monkeypatch):
+    reward, _, loads = module(
+        tmp_path, monkeypatch, "untidy", extra="if 'RLALIGN_REWARD_WORKER' in os.environ: os.mkdir('kept')"
+    )
+    leave = "os.makedirs('a/b'); open('a/b/c', 'w').close(); os.symlink('a', 'd'); open('e', 'w').close(); os._exit(3)"
+    with RewardGuard(reward, workers=1) as guard:
+        rewards = guard([leave, "assert os.listdir() == ['kept']"], [{}] * 2)
+        assert rewards.reason == ("its worker exited with status 3", "")
+        assert loads() == 1
+
+
+@pytest.mark.parametrize("moment", ["idle", "needed"])
+def test_without_the_process_that_forks_a_worker_is_loaded_again(moment, tmp_path, monkeypatch):
+    reward, _, loads = module(tmp_path, monkeypatch, f"orphaned_{moment}")
+    with RewardGuard(reward, workers=1, time_limit=1.0) as guard:
+        assert guard(["pass"], [{}]).valid.all()
+        keeper = guard._workers[0]._process
+        if moment == "idle":
+            keeper.kill()
+            keeper.wait()
+            items = ["os._exit(3)", "pass"]
+        else:
+            items = [f"os.kill({keeper.pid}, 9); os._exit(3)", "pass"]
+        assert guard(items, [{}] * 2).valid.tolist() == [False, True]
+        assert loads() == 2
+
+
+def test_a_function_that_can_no_longer_be_loaded_makes_items_invalid(tmp_path, monkeypatch):
+    reward, file, _ = module(tmp_path, monkeypatch, "fragile_reward", extra=THREAD)
+    with RewardGuard(reward, workers=1) as guard:
         file.write_text("raise OSError('gone')")
-        rewards = guard(["a", "b", "c"], [{}] * 3)
+        rewards = guard(["os._exit(1)", "b", "c"], [{}] * 3)
     assert rewards.reason[0] == "its worker exited with status 1"
     assert rewards.reason[1:] == ("no reward worker could be started: OSError: gone",) * 2
 
