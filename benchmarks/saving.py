@@ -1,10 +1,10 @@
-"""What saving costs a run, and a reward that hangs: python benchmarks/saving.py
+"""What saving costs a run: python benchmarks/saving.py
 
 A real `fit` of a decoder whose vocabulary makes the state as large as asked for (parameters and two moments of AdamW,
 float32), with few tokens a step. Counted are whole rounds between saves: the shares of wall time for which the run
 stands still (`stall_share`) and by which steps behind a save take longer than the others (`slowed_share`: the thread
-that writes needs a core), and what the same saves would take in front of the steps (`front_share`). `hang_over_limit`:
-seconds that one reward without end costs beyond its limit, with two workers as in `fit`. Prints one JSON line.
+that writes needs a core), and what the same saves would take in front of the steps (`front_share`). Prints one JSON
+line.
 """
 
 import dataclasses
@@ -24,7 +24,6 @@ import rlalign as ra
 from rlalign.envs import sums
 from rlalign.io.checkpoint import Checkpoints
 from rlalign.io.metrics import read_metrics
-from rlalign.rewards import RewardGuard
 from rlalign.types import TrainState
 
 
@@ -39,7 +38,6 @@ class Saving:
       behind: steps after a save in which its thread may still be writing.
       width: of the decoder.
       repeats: saves in front, whose median counts.
-      limit: seconds that a reward may take.
     """
 
     state_mb: int = 500
@@ -48,19 +46,11 @@ class Saving:
     behind: int = 10
     width: int = 256
     repeats: int = 3
-    limit: float = 2.0
 
 
 def share_right(completion: str, example: dict) -> float:
     """Which digits are right: a reward that has signal at once."""
     return sum(a == b for a, b in zip(completion.ljust(3), example["answer"], strict=False)) / 3
-
-
-def hangs(completion: str, example: dict) -> float:
-    """Without end where it is asked for."""
-    while completion == "hang":
-        pass
-    return float(example["answer"])
 
 
 def train(flags: Saving, folder: str) -> tuple[TrainState, list[dict[str, Any]]]:
@@ -103,18 +93,6 @@ def in_front(state: TrainState, folder: str, repeats: int) -> tuple[float, float
     return statistics.median(saves), statistics.median(copies)
 
 
-def hang(limit: float) -> float:
-    """Seconds beyond the limit until a reward that hangs is given up, others kept."""
-    examples = [{"answer": 1.0}] * 8
-    with RewardGuard(hangs, workers=2, time_limit=limit) as guard:
-        guard(["fine"] * 8, examples)  # the workers are there
-        begin = time.perf_counter()
-        rewards = guard([*["fine"] * 4, "hang", *["fine"] * 3], examples)
-        seconds = time.perf_counter() - begin
-    assert rewards.valid.sum() == 7, rewards
-    return seconds - limit
-
-
 def main(flags: Saving) -> dict[str, Any]:
     """All figures."""
     begin, cpu = time.perf_counter(), problem.cpu_seconds()
@@ -143,7 +121,6 @@ def main(flags: Saving) -> dict[str, Any]:
         "front_seconds": round(save, 3),
         "front_share": round(save / (save + flags.every * usual), 5),
         "copy_seconds": round(copy, 4),
-        "hang_over_limit": round(hang(flags.limit), 3),
         **problem.machine(),
     }
 
