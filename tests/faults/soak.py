@@ -6,7 +6,8 @@
 Each life of the faulty run ends by a fault drawn at random: killed with -9, asked to stop, refused every further byte
 by the file system, or killed and then its newest checkpoint damaged (a flipped bit, a file cut short) or its metrics
 torn. Prints one JSON line: goodput is the share of the faulty run's time that the peaceful one needed for the same
-steps, and steps_again how many were done more than once.
+steps, and steps_again how many were done more than once; alarms (of the canary) and compiled_later (programs after
+the first step) are those of the run in peace.
 """
 
 import argparse
@@ -105,6 +106,7 @@ def soak(folder: Path, *, steps: int, every: int, life: float, seed: int) -> dic
     if ended != 0:
         raise RuntimeError(f"the run ended with {ended} by itself: run it again in {run}")
     same = logged(run, SAME) == logged(folder / "peace", SAME)
+    calm = logged(folder / "peace", ("alarms", "compiles"))[1:-1]
     end = finish(start(SCRIPT, flags | {"run": run}, cache), seconds=None)
     return {
         "bitwise": same and end == want,
@@ -112,6 +114,8 @@ def soak(folder: Path, *, steps: int, every: int, life: float, seed: int) -> dic
         "goodput": round(peace / war, 3),
         "steps": steps,
         "steps_again": again,
+        "alarms": sum(row["alarms"] for row in calm),
+        "compiled_later": sum(row["compiles"] for row in calm),
         "seconds": round(war, 1),
         "seconds_in_peace": round(peace, 1),
         "seed": seed,
