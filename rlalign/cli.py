@@ -8,10 +8,11 @@ from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; 0 is success, 1 a plan that does not fit, 2 a mistake in what was asked."""
+    """Runs a command: 0 is success, 1 a plan that does not fit or a damaged run, 2 a mistake in what was asked."""
     parser = argparse.ArgumentParser(prog="rlalign", description="Critic-free alignment of language models in JAX.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_plan(commands)
+    _add_check(commands)
     _add_trajectories(commands)
     _add_clinical_report(commands)
     asked = parser.parse_args(arguments)
@@ -35,6 +36,21 @@ def _add_plan(commands) -> None:
     for axis in ("data", "fsdp", "tensor"):
         plan.add_argument(f"--{axis}", type=int, help=f"devices along {axis}, in place of the file's")
     plan.set_defaults(run=_plan)
+
+
+def _add_check(commands) -> None:
+    about = "whether the checkpoints and metrics of a run are what was written, and where it would go on"
+
+    def run(asked: argparse.Namespace) -> int:
+        from rlalign.io.inspection import check_run
+
+        text, sound = check_run(asked.folder)
+        print(text)
+        return int(not sound)
+
+    check = commands.add_parser("check", help=about, description=about)
+    check.add_argument("folder", metavar="RUN_FOLDER", help="with checkpoints/ and metrics.jsonl")
+    check.set_defaults(run=run)
 
 
 def _add_trajectories(commands) -> None:
