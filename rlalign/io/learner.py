@@ -20,7 +20,8 @@ from rlalign.io.config import OfflineConfig, check_horizon
 from rlalign.io.files import fingerprint
 from rlalign.io.iteration import Examples, Iterations, Prepared, is_truncated
 from rlalign.io.mixture import entries_at_step
-from rlalign.io.session import Clock, Updates, in_rows, restore
+from rlalign.io.session import restore
+from rlalign.io.updates import Clock, Updates, in_rows
 from rlalign.models.decoder import Decoder
 from rlalign.rollout import sample
 from rlalign.train.mesh import AnyMesh, row_shards

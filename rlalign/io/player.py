@@ -21,7 +21,7 @@ from rlalign.io.canary import Canary, canary_of
 from rlalign.io.config import AgentConfig
 from rlalign.io.mixture import entries_at_step
 from rlalign.io.runner import EVAL_SEED
-from rlalign.io.session import Clock, RunAborted, Updates, in_rows, passes
+from rlalign.io.updates import Clock, RunAborted, Updates, in_rows, passes
 from rlalign.models.decoder import Decoder
 from rlalign.train.mesh import row_shards
 from rlalign.train.optimizer import make_schedule

@@ -18,7 +18,7 @@ from rlalign.io.canary import Canary, canary_of
 from rlalign.io.config import RunConfig
 from rlalign.io.mixture import entries_at_step, reward_by_set
 from rlalign.io.rollouts import rollout_metrics, term_means, term_metrics, terms_together
-from rlalign.io.session import Clock, RunAborted, Updates, in_rows, passes
+from rlalign.io.updates import Clock, RunAborted, Updates, in_rows, passes
 from rlalign.models.decoder import Decoder
 from rlalign.rewards import score
 from rlalign.rollout import sample

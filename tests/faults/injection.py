@@ -24,7 +24,7 @@ POINTS = {
     "rollout": ("rlalign.rollout.sampler:_collect", False),  # all tokens drawn, none of them on the host
     "reward": ("rlalign.io.runner:score", False),
     "pack": ("rlalign.io.runner:make_batch", True),
-    "update": ("rlalign.io.session:Updates.__call__", True),
+    "update": ("rlalign.io.updates:Updates.__call__", True),
     "batch": ("rlalign.io.runner:passes", False),  # what the update will be of: act gets its arguments
     "evaluate": ("rlalign.io.runner:Runner._show_samples", True),
     "save": ("rlalign.io.checkpoint:Checkpoints._commit", False),  # the arrays are written, no manifest, no number

@@ -14,7 +14,7 @@ from rlalign.io.data import read_prompts
 from rlalign.io.files import fingerprint
 from rlalign.io.metrics import read_metrics
 from rlalign.io.runner import rollout_metrics
-from rlalign.io.session import RunAborted
+from rlalign.io.updates import RunAborted
 from rlalign.train import init_state, make_batch
 from rlalign.types import Rewards, Rollouts
 from tests.faults.injection import fail_at, refuse

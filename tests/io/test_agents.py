@@ -19,7 +19,7 @@ from rlalign.io.config import AgentConfig
 from rlalign.io.files import fingerprint
 from rlalign.io.metrics import read_metrics
 from rlalign.io.player import Player
-from rlalign.io.session import RunAborted
+from rlalign.io.updates import RunAborted
 from rlalign.plan import read_job
 from rlalign.types import Rollouts, StopReason
 from tests.envs.corridor import Corridor

@@ -10,7 +10,7 @@ import pytest
 import rlalign as ra
 from rlalign.envs import sums
 from rlalign.io.canary import CAUSES, WINDOW, Canary
-from rlalign.io.session import Updates, passes
+from rlalign.io.updates import Updates, passes
 from rlalign.train import init_state, make_batch, make_scorer, make_train_step
 from rlalign.types import StopReason
 from tests.faults.small import share_right

@@ -18,8 +18,8 @@ from rlalign.envs import sums
 from rlalign.io.checkpoint import Checkpoints, ConfigMismatch, DamagedCheckpoint
 from rlalign.io.files import fingerprint
 from rlalign.io.metrics import read_metrics
-from rlalign.io.runner import RunAborted
 from rlalign.io.session import best_accuracy
+from rlalign.io.updates import RunAborted
 from rlalign.models.tokenizer import Tokenizer
 from rlalign.plan import read_job
 from tests.tiny import sums_model

@@ -11,7 +11,7 @@ import pytest
 
 from rlalign.algorithms import ALGORITHMS
 from rlalign.forest import pack
-from rlalign.io.session import RunAborted, Updates
+from rlalign.io.updates import RunAborted, Updates
 from rlalign.models.decoder import Decoder
 from rlalign.train import OptimizerConfig, init_state, make_optimizer, make_scorer, make_train_step, split_batch
 from rlalign.types import Batch, Packed
