@@ -54,11 +54,12 @@ class Learner:
         self.config, self.algorithm, self.decoder, self.examples = config, algorithm, decoder, examples
         self.optimizer, self.eval, self.decode = optimizer, evaluate, decode or str
         self.length = config.steps_per_iteration(len(examples))
-        self.kept = {"reference": ""}  # the hash of what the iteration began with
         self.prepared: Prepared | None = None
         update = make_train_step(decoder, algorithm, optimizer, mesh=mesh, microbatches=config.microbatches)
         rate = config.optimizer.learning_rate
         self.update = Updates(update, max_bad_steps=config.max_bad_steps, learning_rate=rate)
+        self.kept = self.update.kept
+        self.kept["reference"] = ""  # the hash of what the iteration began with
         self.schedule = make_schedule(config.optimizer)
         self.parts = config.microbatches * row_shards(mesh)
         self.response_length = _longest_response(config, examples)

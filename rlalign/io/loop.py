@@ -82,7 +82,7 @@ def fit(
 
     Raises:
       ValueError: settings that do not go together, before anything is sampled or written; ConfigMismatch where the run
-        in config.folder was started with other settings, another model, algorithm, reference or other prompts.
+        in config.folder was started with other settings, another model, algorithm, reference, reward or other prompts.
       RunAborted: too many invalid rewards in a step, or non-finite gradients in a row.
     """
     algorithm = resolve(config, algorithm or ALGORITHMS[config.algorithm])
@@ -95,7 +95,10 @@ def fit(
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     reference = without_lora(params) if algorithm.needs_reference else None
-    known = run_identity(decoder, algorithm, params, prompts, judge) | {"decode": plain(decode)}
+    known = run_identity(decoder, algorithm, params, prompts, judge) | {
+        "decode": plain(decode),
+        "reward": plain(reward),
+    }
     saved = json.loads(json.dumps(dataclasses.asdict(config) | known))
     hosts.check_same_everywhere(saved | everywhere(prompts, eval_prompts, mesh))
     hosts.check_shared(folder)

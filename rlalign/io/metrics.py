@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import logging
 import math
 import os
 import sys
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlalign.io.files import write_atomic
 
+log = logging.getLogger(__name__)
 Show = Callable[[Mapping[str, Any]], None]
 
 # What a person watches, in this order: metric -> (label, format).
@@ -39,7 +41,7 @@ class MetricsLog:
 
     On opening, the file is cut to what a run that restarts at `resume_step` keeps: a torn last line and every line with
     step >= resume_step go, so no step occurs twice. `resume_step=0` starts the file anew. The cut replaces the file
-    atomically.
+    atomically. Steps before that it lacks, as after a power cut, are counted in a warning.
 
     Args:
       path: created with its folder where absent.
@@ -63,6 +65,11 @@ class MetricsLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = {row["step"]: line for row, line in _rows(self.path) if row["step"] < resume_step}
         self._last = max(kept, default=-1)
+        if len(kept) < resume_step:
+            gone = next(step for step in range(resume_step) if step not in kept)
+            log.warning(
+                "%s lacks %d of %d steps, the first is %d", self.path, resume_step - len(kept), resume_step, gone
+            )
         text = "".join(f"{kept[step]}\n" for step in sorted(kept))
         if not self.path.exists() or text.encode() != self.path.read_bytes():
             write_atomic(self.path, text)
@@ -192,7 +199,7 @@ def _rows(path: Path) -> list[tuple[dict[str, Any], str]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_no_number)
         except ValueError:  # broken JSON or broken UTF-8
             row = None
         if isinstance(row, dict) and type(row.get("step")) is int:
@@ -200,6 +207,10 @@ def _rows(path: Path) -> list[tuple[dict[str, Any], str]]:
         elif number < len(lines):
             raise ValueError(f'{path}:{number}: not a JSON object with an integer "step"; remove the line to go on')
     return rows
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def _plain(name: str, value: Any) -> Any:

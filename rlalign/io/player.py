@@ -64,7 +64,7 @@ class Player:
         self.reference = None if reference is None else functools.partial(score, reference)
         self.parts = cut * row_shards(mesh)
         self.canary: Canary | None = None  # begins with the first step
-        self.kept: dict[str, Any] = {}
+        self.kept = self.update.kept
         self.shown: list[dict[str, Any]] = []  # the newest training episodes, for the next evaluation's page
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What the metrics say of one rollout batch: rewards, their terms, lengths, and how far the sampler is away."""
 
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,11 @@ import numpy as np
 from rlalign import hosts
 from rlalign.advantages import term_spread
 from rlalign.io.config import RunConfig
+from rlalign.io.updates import RunAborted
 from rlalign.train.batch import MAX_LOG_WEIGHT
 from rlalign.types import Batch, Rewards, Rollouts, StopReason
+
+log = logging.getLogger(__name__)
 
 
 def terms_together(mine: Rewards, count: int) -> dict[str, np.ndarray] | None:
@@ -20,6 +24,24 @@ def terms_together(mine: Rewards, count: int) -> dict[str, np.ndarray] | None:
     names = json.loads(next((text for text in told if text), "[]"))
     none = np.full(len(mine.reward), np.nan)
     return {name: hosts.together(own.get(name, none), count) for name in names} or None
+
+
+def check_rewards(rewards: Rewards, max_invalid_share: float) -> None:
+    """Logs how many rewards of a step are invalid, and the first reason.
+
+    Raises:
+      RunAborted: a larger share of them than is allowed.
+    """
+    invalid = ~rewards.valid
+    if not invalid.any():
+        return
+    first = next(reason for reason in rewards.reason if reason)
+    log.warning("%d of %d rewards are invalid, the first: %s", invalid.sum(), invalid.size, first)
+    if invalid.mean() > max_invalid_share:
+        raise RunAborted(
+            f"{invalid.sum()} of {invalid.size} rewards of a step are invalid, more than max_invalid_share="
+            f"{max_invalid_share}; the first: {first}"
+        )
 
 
 def term_means(rewards: Rewards) -> dict[str, float]:

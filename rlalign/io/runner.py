@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from rlalign.algorithms import ALGORITHMS, NEEDS, Algorithm, try_out
 from rlalign.io.canary import Canary, canary_of
 from rlalign.io.config import RunConfig
 from rlalign.io.mixture import entries_at_step, reward_by_set
-from rlalign.io.rollouts import rollout_metrics, term_means, term_metrics, terms_together
-from rlalign.io.updates import Clock, RunAborted, Updates, in_rows, passes
+from rlalign.io.rollouts import check_rewards, rollout_metrics, term_means, term_metrics, terms_together
+from rlalign.io.updates import Clock, Updates, in_rows, passes
 from rlalign.models.decoder import Decoder
 from rlalign.rewards import score
 from rlalign.rollout import sample
@@ -29,7 +28,6 @@ from rlalign.train.score import Judge, make_scorer
 from rlalign.train.step import make_train_step
 from rlalign.types import Batch, Packed, Params, Rewards, Rollouts, StopReason, TrainState
 
-log = logging.getLogger(__name__)
 EVAL_SEED = 1 << 20  # added to the seed: evaluation draws keys that training never does
 
 
@@ -64,7 +62,7 @@ class Runner:
         self.reference = None if reference is None else self._scorer_of(reference)
         self.parts = config.minibatches * config.microbatches * row_shards(mesh)
         self.canary: Canary | None = None  # begins with the first step
-        self.kept: dict[str, Any] = {}
+        self.kept = self.update.kept
 
     def _scorer_of(self, reference: Params) -> Callable[[Packed], np.ndarray]:
         """packed -> log-probs of the frozen reference, in config.reference_dtype."""
@@ -98,7 +96,7 @@ class Runner:
                 greedy = self._greedy_rewards(state.params, prompts, step)
                 fields["baseline"] = np.where(greedy.valid, greedy.reward, 0.0).astype(np.float32)
                 rewards = without_baseline(rewards, greedy, rollouts.prompt)
-        self._check_rewards(rewards)
+        check_rewards(rewards, config.max_invalid_share)
         if "terms" in self.algorithm.needs and not rewards.terms and rewards.valid.any():
             raise ValueError(
                 "this algorithm needs the terms of rewards by themselves: let the reward function return them by name, "
@@ -177,18 +175,6 @@ class Runner:
             **given,
         )
         return in_rows(pack, self.config.num_rows)
-
-    def _check_rewards(self, rewards: Rewards) -> None:
-        invalid = ~rewards.valid
-        if not invalid.any():
-            return
-        first = next(reason for reason in rewards.reason if reason)
-        log.warning("%d of %d rewards are invalid, the first: %s", invalid.sum(), invalid.size, first)
-        if invalid.mean() > self.config.max_invalid_share:
-            raise RunAborted(
-                f"{invalid.sum()} of {invalid.size} rewards of a step are invalid, more than max_invalid_share="
-                f"{self.config.max_invalid_share}; the first: {first}"
-            )
 
     def evaluate(self, state: TrainState, step: int, samples: Path) -> dict[str, float]:
         """One answer to each held-out prompt, with the same keys at every evaluation.

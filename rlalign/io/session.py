@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import logging
+import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,17 +83,23 @@ def train_steps(
       allow_change: see fit.
       iteration: after so many steps each the state is evaluated, saved, and never removed; None where the run is one
         iteration, of which the newest states are enough.
+
+    Raises:
+      ValueError: another process runs in the folder, its run has more steps than this one, or its checkpoints are gone.
     """
     folder = Path(config.folder)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(alone_in(folder))
+        asked = stack.enter_context(asked_to_stop())  # until the last save is written
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep=config.keep, keep_every=iteration))
         state, found = resume(checkpoints, state, saved, allow_change)
         start = found["step"]
         hosts.check_same_everywhere({"step": start})
+        if start > total:
+            raise ValueError(f"the run in {folder} has done {start} steps, this one asks for {total}: ask for as many")
         run.kept |= {name: found[name] for name in run.kept if name in found}
-        compiles, highest = CompileCounter(), hosts.of_first(best_accuracy(folder, before=start))
+        compiles, highest = CompileCounter(), _highest(checkpoints, folder, start)
         record = stack.enter_context(recorder(folder, total, start, about_run(saved, decoder)))
-        asked = stack.enter_context(asked_to_stop())
         trace = stack.enter_context(profiler(folder / "profile", traced_steps(config.profile)))
         for step in range(start, total + 1):
             begin = time.perf_counter()
@@ -121,6 +130,7 @@ def resume(
 ) -> tuple[TrainState, dict[str, Any]]:
     """The newest intact state and its meta, if it belongs to this run; the given one and step 0 where there is none."""
     if not hosts.agree(checkpoints.latest() is not None):
+        _check_nothing_lost(checkpoints.folder.parent)
         return state, {"step": 0}
     check = lambda meta: check_same(meta["config"], saved, allow=(*HARMLESS, *allow_change))
     return restore(checkpoints, None, state, check=check)
@@ -188,19 +198,52 @@ def about_run(config: Mapping[str, Any], decoder: Decoder) -> dict:
 def accuracy_curve(folder: Path) -> dict[int, float]:
     """step -> eval_accuracy, from the metrics written so far."""
     rows = read_metrics(folder / "metrics.jsonl")
-    return {row["step"]: row["eval_accuracy"] for row in rows if row.get("eval_accuracy") is not None}
+    return {row["step"]: row["eval_accuracy"] for row in rows if isinstance(row.get("eval_accuracy"), int | float)}
 
 
-def best_accuracy(folder: Path, *, before: int) -> float:
-    """The highest of them before a step, -1 where there is none: later ones come again, and with them their saves."""
-    return max((value for step, value in accuracy_curve(folder).items() if step < before), default=-1.0)
+def best_before(folder: Path, step: int) -> tuple[int, float]:
+    """The step with the highest accuracy before this one, and that accuracy; -1 and -1 where there is none.
+
+    Later ones come again, and with them their saves.
+    """
+    curve = {at: value for at, value in accuracy_curve(folder).items() if at < step}
+    best = max(curve, key=lambda at: (curve[at], -at), default=-1)
+    return best, curve.get(best, -1.0)
+
+
+def _highest(checkpoints: Checkpoints, folder: Path, step: int) -> float:
+    """The highest accuracy before a step; its checkpoint is marked as the best again, where the mark was lost."""
+    best, highest = (hosts.of_first(float(value)) for value in best_before(folder, step))
+    if hosts.agree(hosts.first() and checkpoints.best() is None and best in checkpoints.steps()):
+        checkpoints.mark_best(int(best), highest)
+    return highest
+
+
+def _check_nothing_lost(folder: Path) -> None:
+    """Refuses to begin anew, in silence, a run that had checkpoints: its metrics would be written over.
+
+    A save waits for the one before. So where the metrics tell of two, the first of them was done.
+    """
+    rows = read_metrics(folder / "metrics.jsonl")
+    saves = [row["step"] for row in rows if row.get("seconds_save") is not None]
+    if hosts.agree(hosts.first() and len(saves) > 1):
+        raise ValueError(
+            f"{folder} has metrics up to step {rows[-1]['step'] if rows else '?'} and no checkpoint, though some were "
+            "saved: put checkpoints/ back, or use another folder"
+        )
+    if rows:
+        log.warning("%s: killed before its first checkpoint was written, the run begins anew", folder)
 
 
 def _keep_samples_before(path: Path, step: int) -> None:
-    """Drop the samples of steps that will be done again."""
+    """Drop the samples of steps that will be done again, and lines that are damaged: they are for show alone."""
+    kept = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] < step:
+                kept.append(line + b"\n")
     if path.exists():
-        kept = [row for row in read_metrics(path) if row["step"] < step]
-        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_atomic(path, b"".join(kept).decode(errors="replace"))
 
 
 @contextlib.contextmanager
@@ -222,6 +265,34 @@ def profiler(folder: Path, steps: range) -> Iterator[Callable[[int], None]]:
     finally:
         if running:
             jax.profiler.stop_trace()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Nobody else runs in the folder meanwhile: two runs would remove each other's files.
+
+    The system lets go of the lock when the process that holds it ends, however it does.
+
+    Raises:
+      ValueError: another run is there; names its process.
+    """
+    owner = None
+    with contextlib.ExitStack() as stack:
+        if hosts.first():
+            file = stack.enter_context((folder / ".running").open("a+"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.truncate(0)
+                file.write(f"process {os.getpid()} of {socket.gethostname()}")
+                file.flush()
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read()
+            except OSError as error:  # some network file systems have no locks
+                log.warning("%s cannot be locked (%s): take care that no other run uses it", folder, error)
+        if hosts.agree(owner is not None):
+            raise ValueError(f"another run is in {folder}: wait for {owner or 'it'}, end it, or use another folder")
+        yield
 
 
 @contextlib.contextmanager

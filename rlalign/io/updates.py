@@ -47,22 +47,26 @@ class Updates:
       update: what make_train_step gives.
       max_bad_steps: so many gradients in a row that are not finite, or whose loss spikes, end the run.
       learning_rate: named in the error.
+
+    Attributes:
+      kept: what a continued run is given back: how many of the newest updates, in a row, were bad.
     """
 
     def __init__(self, update: Callable, *, max_bad_steps: int, learning_rate: float):
         self.update, self.max_bad_steps, self.learning_rate = update, max_bad_steps, learning_rate
-        self.bad_steps = 0
+        self.kept: dict[str, Any] = {"bad_steps": 0}
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         """One optimizer step, and its metrics as floats."""
         state, metrics = self.update(state, batch)
         metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
         spiked = metrics.get("spiked", 0) > 0
-        self.bad_steps = self.bad_steps + 1 if spiked or not np.isfinite(metrics["grad_norm"]) else 0
-        if self.bad_steps >= self.max_bad_steps:
+        bad = self.kept["bad_steps"] + 1 if spiked or not np.isfinite(metrics["grad_norm"]) else 0
+        self.kept["bad_steps"] = bad
+        if bad >= self.max_bad_steps:
             what = "were not finite" if not spiked else "came with a loss far above the usual (spike_sigma)"
             raise RunAborted(
-                f"{self.bad_steps} gradients in a row {what}: lower the learning rate "
+                f"{bad} gradients in a row {what}: lower the learning rate "
                 f"({self.learning_rate}) or look at the data and rewards; nothing of them was applied"
             )
         return state, metrics

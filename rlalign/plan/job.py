@@ -52,7 +52,7 @@ from rlalign.train.optimizer import OptimizerConfig
 from rlalign.types import Params
 
 # What a run writes beside its settings and a plan does not need.
-IGNORED = ("algorithm_settings", "reference_sha256", "prompts_sha256", "examples_sha256", "mixture", "decode")
+IGNORED = ("algorithm_settings", "reference_sha256", "prompts_sha256", "examples_sha256", "mixture", "decode", "reward")
 IGNORED += ("eval_seeds", "worlds", "model", "device", "versions")
 
 

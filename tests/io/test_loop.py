@@ -15,14 +15,18 @@ import transformers
 
 import rlalign as ra
 from rlalign.envs import sums
+from rlalign.io.canary import CAUSES
 from rlalign.io.checkpoint import Checkpoints, ConfigMismatch, DamagedCheckpoint
 from rlalign.io.files import fingerprint
 from rlalign.io.metrics import read_metrics
-from rlalign.io.session import best_accuracy
+from rlalign.io.rollouts import check_rewards
+from rlalign.io.session import best_before
 from rlalign.io.updates import RunAborted
 from rlalign.models.tokenizer import Tokenizer
 from rlalign.plan import read_job
-from tests.tiny import sums_model
+from rlalign.types import Rewards
+from tests.faults.small import share_right
+from tests.tiny import random_params, sums_model
 from tests.tiny import sums_run as config
 
 _spec = importlib.util.spec_from_file_location("loop_graders", pathlib.Path(__file__).with_name("graders.py"))
@@ -34,8 +38,8 @@ DECODER = ra.Decoder(sums_model(16))
 
 def run(settings, reward=graders.even, **more):
     usual = {"decoder": DECODER, "prompts": sums.problems("train")[:40], "eval_prompts": sums.problems("held-out")}
-    usual["decode"] = sums.decode
-    return ra.fit(settings, params=DECODER.init(0), reward=reward, **(usual | more))
+    usual |= {"decode": sums.decode, "params": DECODER.init(0)}
+    return ra.fit(settings, reward=reward, **(usual | more))
 
 
 def test_a_run_logs_evaluates_and_reports(tmp_path):
@@ -45,6 +49,7 @@ def test_a_run_logs_evaluates_and_reports(tmp_path):
     assert sorted(result.accuracy) == [0, 2, 4]
     assert all(row["compiles"] == 0 for row in rows[2:]), "one bucket: nothing compiles after step 1"
     assert all(row["ratio_error"] <= 1e-4 for row in rows[:-1])
+    assert [row.get("alarms") for row in rows] == [0, 0, 0, 0, None]
     for name in ("loss", "grad_norm", "tokens_per_second", "seconds_rollout", "seconds_update", "learning_rate"):
         assert np.isfinite(rows[1][name])
     assert (tmp_path / "report.html").exists()
@@ -91,6 +96,43 @@ def test_increasing_distortions_of_rewards_change_no_bit_of_gprs(tmp_path):
     assert fingerprint(seen[0]) != fingerprint(seen[1])
 
 
+def test_more_than_a_fifth_of_invalid_rewards_is_too_many():
+    """By default, exactly: 4 of 20 go on."""
+    share = config("unused").max_invalid_share
+    for bad in (0, 4, 5):
+        valid = np.arange(20) >= bad
+        rewards = Rewards(np.where(valid, 1.0, np.nan), valid, tuple("" if ok else "raised" for ok in valid))
+        if bad <= 4:
+            check_rewards(rewards, share)
+        else:
+            with pytest.raises(RunAborted, match="3") as stopped:
+                check_rewards(rewards, share)
+            assert stopped.value.reason == (
+                "5 of 20 rewards of a step are invalid, more than max_invalid_share=0.2; the first: raised"
+            )
+
+
+def hotter(decoder, params, prompts, *, config, **how):
+    """Samples at another temperature than it is asked for."""
+    return ra.sample(decoder, params, prompts, config=dataclasses.replace(config, temperature=2.0), **how)
+
+
+def test_the_canary_watches_the_steps(tmp_path, caplog):
+    how = {
+        "steps": 6,
+        "eval_every": 6,
+        "prompts_per_step": 16,
+        "row_length": 24,
+        "num_rows": 16,
+        "recompute_logp": True,
+    }
+    params = random_params(DECODER.config, 0, 0.5)  # far from uniform, so that temperatures matter
+    run(config(tmp_path, **how), params=params, sampler=hotter)
+    told = [record.getMessage() for record in caplog.records if record.name.endswith("canary")]
+    assert [f"probably {CAUSES['temperature']}" in text for text in told] == [True]
+    assert sum(row.get("alarms", 0) for row in read_metrics(tmp_path / "metrics.jsonl")) > 0
+
+
 def test_the_callers_parameters_are_left_alone(tmp_path):
     params = DECODER.init(0)
     before = fingerprint(params)
@@ -134,6 +176,8 @@ def test_another_model_algorithm_or_prompts_are_refused_on_resume(tmp_path):
         run(config(tmp_path, steps=2), algorithm=dataclasses.replace(ra.ALGORITHMS["grpo"], entropy_coef=0.1))
     with pytest.raises(ConfigMismatch, match="prompts_sha256"):
         run(config(tmp_path, steps=2), prompts=sums.problems("train")[:39])
+    with pytest.raises(ConfigMismatch, match=r'reward: saved "[\w.]+\.\w+", now "tests\.faults\.small\.share_right"'):
+        run(config(tmp_path, steps=2), reward=share_right)
 
 
 def test_another_tokenizer_is_refused_on_resume(tmp_path):
@@ -177,7 +221,7 @@ def test_the_best_accuracy_is_not_that_of_steps_that_come_again(tmp_path):
     """Else a step whose save was lost in a kill would come again, be no better than itself, and never be saved."""
     rows = [{"step": 0, "eval_accuracy": 0.1}, {"step": 4, "eval_accuracy": 0.5}, {"step": 8, "eval_accuracy": 0.2}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [best_accuracy(tmp_path, before=step) for step in (0, 4, 5, 9)] == [-1.0, 0.1, 0.5, 0.5]
+    assert [best_before(tmp_path, step) for step in (0, 4, 5, 9)] == [(-1, -1.0), (0, 0.1), (4, 0.5), (4, 0.5)]
 
 
 def test_a_damaged_last_checkpoint_is_written_anew(tmp_path):
