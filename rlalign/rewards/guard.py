@@ -48,6 +48,10 @@ class RewardGuard:
     never raises because of what the function does; a hang costs one worker `time_limit` seconds. What a worker prints
     is dropped.
 
+    The processes that a worker started are known by their process group and, on Linux, by their environment. One that
+    left the group escapes where it was also started with another environment, or outside Linux, or when this process
+    is itself killed rather than closes the guard.
+
     A worker has a temporary directory as its working directory and HOME, an environment of PATH, the language and
     `environment`, one thread for linear algebra and no accelerator. The function runs in its main thread, whichever
     thread calls the guard. It may change its module's globals: each worker has its own. Not a security sandbox.

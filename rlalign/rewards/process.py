@@ -14,14 +14,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlalign.rewards.worker import LOADED, TOTAL
+from rlalign.rewards.worker import INSIDE, LOADED, TOTAL, kill_marked
 
 SCRIPT = str(Path(__file__).with_name("worker.py"))
 SCRIPT_MODULE = "__reward_script__"  # the name under which a worker executes the user's script
-INSIDE = "RLALIGN_REWARD_WORKER"  # set in a worker's environment
 KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "SYSTEMROOT")
 GIVEN = {
-    INSIDE: "1",
     "PYTHONHASHSEED": "0",  # the order of a set is the same in every worker and every run
     "JAX_PLATFORMS": "cpu",  # the accelerator and the cores belong to the trainer
     "CUDA_VISIBLE_DEVICES": "",
@@ -147,7 +145,8 @@ class WorkerProcess:
 
     def _environment(self, extra: Mapping[str, str]) -> dict[str, str]:
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-        return kept | GIVEN | {"HOME": self._folder, "TMPDIR": self._folder} | dict(extra)
+        given = GIVEN | {"HOME": self._folder, "TMPDIR": self._folder} | dict(extra)
+        return kept | given | {INSIDE: self._folder}
 
     def send(self, data: bytes) -> None:
         """Writes to the channel; OSError if the worker is gone or does not read."""
@@ -173,8 +172,8 @@ class WorkerProcess:
     def fork(self) -> str:
         """Replaces what serves by a fork of the process that has loaded the function, in milliseconds.
 
-        The one before is killed with every process of its group. The new one answers that it is loaded, as the first
-        did; `channel` is another one.
+        The one before is killed with every process of its group or with its mark (worker.kill_marked). The new one
+        answers that it is loaded, as the first did; `channel` is another one.
 
         Returns:
           How the one before ended, "" where this is the first.
@@ -200,7 +199,7 @@ class WorkerProcess:
         return "" if ended is None else _ending(os.waitstatus_to_exitcode(ended))
 
     def kill(self) -> str:
-        """Ends the worker and every process of its groups, removes its folder, and says how it ended."""
+        """Ends the worker and every process of its groups or with its mark, removes its folder, says how it ended."""
         self._undo.close()
         return _ending(self._process.returncode)
 
@@ -215,6 +214,7 @@ class WorkerProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):  # a process stuck in the kernel must not hold us
             self._process.wait(timeout=10)
+        kill_marked(self._folder)
 
 
 def _ending(code: int | None) -> str:

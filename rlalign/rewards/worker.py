@@ -32,10 +32,12 @@ import signal
 import socket
 import sys
 
+INSIDE = "RLALIGN_REWARD_WORKER"  # in a worker's environment: its mark, which no other worker has
 LOADED = -1
 TOTAL = "total"  # of a reward's terms the reward
 MAX_REASON = 300  # characters of an exception's message
 MAX_FORKS = 64  # per item
+MAX_ROUNDS = 10  # of looking for processes to kill
 
 
 class Forks:
@@ -125,6 +127,39 @@ def die_with(life):
     fcntl.fcntl(life, fcntl.F_SETFL, os.O_ASYNC)
 
 
+def marked(mark):
+    """Each process whose environment has the mark: its id, and a handle that a later process of that id has not."""
+    if sys.platform != "linux":
+        return
+    entry, names = os.fsencode(f"{INSIDE}={mark}"), []
+    with contextlib.suppress(OSError):
+        names = os.listdir("/proc")
+    for name in filter(str.isdigit, names):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
+            handle = os.pidfd_open(int(name))  # read the environment later: at worst this is of one that has ended
+            undo.callback(os.close, handle)
+            with open(f"/proc/{name}/environ", "rb") as environment:
+                found = entry in environment.read().split(b"\0")
+            if found:
+                yield int(name), handle
+
+
+def kill_marked(mark, spared=()):
+    """Kills every process whose environment has the mark, whatever its group and session, but those spared.
+
+    What a process was started with counts: one started without the mark is not found. Linux only.
+    """
+    for _ in range(MAX_ROUNDS):  # one may have started another just before it was killed
+        found = False
+        for process, handle in marked(mark):
+            if process not in spared:
+                found = True
+                with contextlib.suppress(OSError):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+        if not found:
+            return
+
+
 def evaluate(function, completion, example):
     """Calls the reward function; returns (value, reason, retire), the value None where there is a reason."""
     try:
@@ -182,16 +217,22 @@ def can_fork():
         return False
 
 
-def keep(control):
-    """Forks a process for each pair of descriptors, after killing the one before; returns its channel, in it alone."""
-    child, found = None, set(os.listdir())
+def keep(control, mark):
+    """Forks a process for each pair of descriptors, after killing the one before; returns its channel, in it alone.
+
+    What has the mark goes with the one before, save this process and those that loading the function started.
+    """
+    child, found, spared = None, set(os.listdir()), set()
     while True:
         asked, descriptors, *_ = socket.recv_fds(control, 1, 2)
         ended = None
-        if child is not None:
+        if child is None:
+            spared = {process for process, _ in marked(mark)}
+        else:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
             ended = os.waitpid(child, 0)[1]
+            kill_marked(mark, spared)
         if not asked:
             os._exit(0)
         for name in set(os.listdir()) - found:  # what the one before wrote
@@ -221,6 +262,7 @@ def private(channel, life):
 def serve(channel, life):
     """Loads the function that the first line names, then answers one request after the other until the end."""
     die_with(life)
+    mark = os.environ[INSIDE]  # before the function's module may change it
     set_limit(resource.RLIMIT_CORE, 0)
     requests = channel.makefile("rb")
     setup = json.loads(requests.readline())
@@ -231,7 +273,7 @@ def serve(channel, life):
         return send(channel, LOADED, reason=describe(error))
     if can_fork():
         send(channel, LOADED, True)
-        channel = keep(channel)
+        channel = keep(channel, mark)
         requests = channel.makefile("rb")
     forks = Forks()
     sys.addaudithook(forks)

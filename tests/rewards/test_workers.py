@@ -298,6 +298,41 @@ def test_a_hang_takes_its_subprocesses_along(tmp_path):
     assert wait_until(lambda: not alive(int(file.read_text())))
 
 
+LEAVES = {  # the group and the session, and tells in a file that it has
+    "program": "import subprocess; p = subprocess.Popen(['sleep', '60'], start_new_session=True).pid; {tell}(str(p))",
+    "fork": "os.fork() or [os.setsid(), {tell}(str(os.getpid())), time.sleep(60)]",
+}
+
+
+@pytest.mark.parametrize("again", ["forked", "loaded"])
+@pytest.mark.parametrize("how", LEAVES)
+def test_a_process_that_left_its_group_ends_with_its_worker(how, again, tmp_path, monkeypatch):
+    extra = THREAD if again == "loaded" else ""
+    reward, _, _ = module(tmp_path, monkeypatch, f"left_by_{how}_{again}", extra=extra)
+    files = tmp_path / "first", tmp_path / "second"
+    first, second = (LEAVES[how].format(tell=f"__import__('pathlib').Path({str(file)!r}).write_text") for file in files)
+    with RewardGuard(reward, workers=1, time_limit=1.0) as guard:
+        rewards = guard([f"{first}; time.sleep(60)", "pass"], [{}] * 2)
+        assert rewards.reason == ("took longer than 1.0 s", "")
+        assert wait_until(lambda: not alive(int(files[0].read_text())))
+        assert guard([second], [{}]).valid.all()
+        assert wait_until(lambda: files[1].exists() and files[1].read_text())
+        assert alive(int(files[1].read_text()))
+    assert wait_until(lambda: not alive(int(files[1].read_text())))
+
+
+def test_a_process_that_loading_started_stays_until_the_end(tmp_path, monkeypatch):
+    file = tmp_path / "pid"
+    start = LEAVES["program"].format(tell=f"open({str(file)!r}, 'w').write")
+    extra = f"if 'RLALIGN_REWARD_WORKER' in os.environ: {start}"
+    reward, _, loads = module(tmp_path, monkeypatch, "helped", extra=extra)
+    with RewardGuard(reward, workers=1) as guard:
+        assert guard(["os._exit(3)", "pass"], [{}] * 2).valid.tolist() == [False, True]
+        assert loads() == 1
+        assert alive(int(file.read_text()))
+    assert wait_until(lambda: not alive(int(file.read_text())))
+
+
 # Threads and interrupts
 
 
