@@ -12,9 +12,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from rlalign.rewards.worker import INSIDE, LOADED, TOTAL, kill_marked
+from rlalign.rewards.worker import INSIDE, LOADED, kill_marked, value_of
 
 SCRIPT = str(Path(__file__).with_name("worker.py"))
 SCRIPT_MODULE = "__reward_script__"  # the name under which a worker executes the user's script
@@ -227,16 +227,11 @@ def _parse(line: bytes) -> Reply:
     try:
         index, value, reason, retire = json.loads(line)
         if not reason and index != LOADED:
-            value = _value(value)
+            # Again: the function may have changed what the worker calls finite.
+            value, reason = cast("tuple[Any, str]", value_of(value))
         return Reply(int(index), None if reason else value, str(reason), bool(retire))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise WorkerLost(STRAY) from None
-
-
-def _value(value: Any) -> float | dict[str, float]:
-    if not isinstance(value, dict):
-        return float(value)
-    return {name: float(term) for name, term in value.items()} | {TOTAL: float(value[TOTAL])}
 
 
 def _signal_name(number: int) -> str:

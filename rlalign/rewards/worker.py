@@ -164,11 +164,16 @@ def evaluate(function, completion, example):
     """Calls the reward function; returns (value, reason, retire), the value None where there is a reason."""
     try:
         result = function(completion, example)
-        value, reason = terms_of(result) if isinstance(result, dict) else number_of(result)
+        value, reason = value_of(result)
     # SystemExit and KeyboardInterrupt too: here they come from the function, and cost it its item only.
     except BaseException as error:  # noqa: BLE001
         return None, f"raised {describe(error, function)}", isinstance(error, MemoryError)
     return value, reason, False
+
+
+def value_of(result):
+    """(a finite float or terms of such, ""), or (None, what is wrong with it); guard and worker both ask."""
+    return terms_of(result) if isinstance(result, dict) else number_of(result)
 
 
 def number_of(result):

@@ -89,12 +89,12 @@ def swallow(completion, example):
 
 
 def stray(completion, example):
-    """Writes to every socket it can find."""
+    """Writes the completion, as a line, to every socket it can find."""
     if completion == "fine":
         return 1.0
     for descriptor in range(3, 64):
         try:
-            os.write(descriptor, b'"hello"\n')
+            os.write(descriptor, completion.encode() + b"\n")
         except OSError:
             continue
     time.sleep(60)

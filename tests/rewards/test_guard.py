@@ -132,6 +132,15 @@ def test_a_failure_costs_its_item_only(one_guard, code, reason):
     assert len(rewards.reason[1]) < 400
 
 
+def test_what_the_function_makes_its_worker_call_finite_is_checked_again():
+    lie = "import math; math.isfinite = lambda value: True; nan, inf = float('nan'), float('inf'); value = "
+    rewards = run(graders.python, [lie + value for value in ("nan", "-inf", "{'a': inf, 'total': 1}", "2")], workers=1)
+    assert rewards.valid.tolist() == [False, False, False, True]
+    np.testing.assert_array_equal(rewards.reward, [np.nan, np.nan, np.nan, 2])
+    assert rewards.reason[:2] == ("returned nan, which is not finite", "returned -inf, which is not finite")
+    assert rewards.reason[2] == "returned inf, which is not finite (a)"
+
+
 @pytest.mark.parametrize(
     "code", ["while True: pass", "time.sleep(60)", "import re; re.match('(a+)+$', 'a' * 60 + 'b')"]
 )
@@ -190,8 +199,9 @@ def test_a_leak_costs_an_item_and_then_a_fresh_worker_goes_on():
     assert rewards.reward[rewards.valid].tolist() == [1, 2, 3, 1, 2, 3]
 
 
-def test_a_function_that_writes_to_the_channel_loses_its_item():
-    rewards = run(graders.stray, ["fine", "stray", "fine"], workers=1)
+@pytest.mark.parametrize("line", ['"hello"', f"[0, 1{'0' * 400}, 0, 0]", "[Infinity, 0, 0, 0]", "[" * 60_000])
+def test_a_function_that_writes_to_the_channel_loses_its_item(line):
+    rewards = run(graders.stray, ["fine", line, "fine"], workers=1)
     assert rewards.valid.tolist() == [True, False, True]
     assert rewards.reason[1] == "wrote to the channel of its worker"
 
