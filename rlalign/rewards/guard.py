@@ -54,7 +54,9 @@ class RewardGuard:
 
     A worker has a temporary directory as its working directory and HOME, an environment of PATH, the language and
     `environment`, one thread for linear algebra and no accelerator. The function runs in its main thread, whichever
-    thread calls the guard. It may change its module's globals: each worker has its own. Not a security sandbox.
+    thread calls the guard, and each item in the worker's directory. It may change its module's globals: each worker has
+    its own. What an item leaves behind in the process (globals, patched modules, threads) or in the directory meets the
+    next ones, until the worker is replaced. Not a security sandbox.
 
     Args:
       function: `(completion: str | list[int], example: dict) -> float`, or terms by name, defined with def at the top

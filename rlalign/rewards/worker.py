@@ -222,12 +222,18 @@ def can_fork():
         return False
 
 
+def go_back(folder):
+    """Makes the worker's folder the current one, anew where it was removed."""
+    os.makedirs(folder, exist_ok=True)
+    os.chdir(folder)
+
+
 def keep(control, mark):
     """Forks a process for each pair of descriptors, after killing the one before; returns its channel, in it alone.
 
     What has the mark goes with the one before, save this process and those that loading the function started.
     """
-    child, found, spared = None, set(os.listdir()), set()
+    child, folder, found, spared = None, os.getcwd(), set(os.listdir()), set()
     while True:
         asked, descriptors, *_ = socket.recv_fds(control, 1, 2)
         ended = None
@@ -240,6 +246,7 @@ def keep(control, mark):
             kill_marked(mark, spared)
         if not asked:
             os._exit(0)
+        go_back(folder)
         for name in set(os.listdir()) - found:  # what the one before wrote
             with contextlib.suppress(OSError):
                 shutil.rmtree(name) if os.path.isdir(name) and not os.path.islink(name) else os.unlink(name)
@@ -267,7 +274,7 @@ def private(channel, life):
 def serve(channel, life):
     """Loads the function that the first line names, then answers one request after the other until the end."""
     die_with(life)
-    mark = os.environ[INSIDE]  # before the function's module may change it
+    folder, mark = os.getcwd(), os.environ[INSIDE]  # before the function's module may change them
     set_limit(resource.RLIMIT_CORE, 0)
     requests = channel.makefile("rb")
     setup = json.loads(requests.readline())
@@ -276,6 +283,7 @@ def serve(channel, life):
         function = load(setup["module"], setup["qualname"], setup["file"])
     except BaseException as error:  # noqa: BLE001
         return send(channel, LOADED, reason=describe(error))
+    go_back(folder)
     if can_fork():
         send(channel, LOADED, True)
         channel = keep(channel, mark)
@@ -288,6 +296,7 @@ def serve(channel, life):
     for line in requests:
         index, completion, example = json.loads(line)
         forks.count = 0
+        go_back(folder)
         value, reason, retire = evaluate(function, completion, example)
         if os.getpid() != forks.pid:  # a child that the function forked and let return
             os._exit(0)

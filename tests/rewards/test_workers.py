@@ -68,6 +68,30 @@ def test_a_worker_sees_a_temporary_folder_and_a_scrubbed_environment(monkeypatch
     assert not alive(int(pid))
 
 
+MOVES = ["os.chdir('/')", "os.mkdir('a'); os.chdir('a'); os.rmdir('../a')", "import shutil; shutil.rmtree(os.getcwd())"]
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_every_item_starts_in_the_folder_of_its_worker(move):
+    move, here = f"{move}; value = 1", "value = float(os.path.samefile('.', os.environ['HOME']))"
+    rewards = run(graders.python, [move, here, f"{move}; os._exit(3)", here], workers=1)
+    assert rewards.reason == ("", "", "its worker exited with status 3", "")
+    assert rewards.reward[[1, 3]].tolist() == [1.0, 1.0]
+
+
+def test_a_module_that_goes_elsewhere_leaves_what_is_there_alone(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "data"
+    elsewhere.mkdir()
+    extra = f"if 'RLALIGN_REWARD_WORKER' in os.environ: os.chdir({str(elsewhere)!r})"
+    reward, _, loads = module(tmp_path, monkeypatch, "moved", extra=extra)
+    with RewardGuard(reward, workers=1) as guard:
+        (elsewhere / "note.txt").write_text("written by somebody else")
+        rewards = guard(["os._exit(3)", "assert os.path.samefile('.', os.environ['HOME'])"], [{}] * 2)
+        assert rewards.reason == ("its worker exited with status 3", "")
+        assert loads() == 1
+    assert (elsewhere / "note.txt").exists()
+
+
 def test_a_variable_can_be_handed_on():
     code = "value = float(os.environ['MODEL'])"
     assert run(graders.python, [code], environment={"MODEL": "3"}).reward.tolist() == [3.0]
