@@ -48,9 +48,10 @@ class RewardGuard:
     never raises because of what the function does; a hang costs one worker `time_limit` seconds. What a worker prints
     is dropped.
 
-    The processes that a worker started are known by their process group and, on Linux, by their environment. One that
-    left the group escapes where it was also started with another environment, or outside Linux, or when this process
-    is itself killed rather than closes the guard.
+    An item may fork 64 processes, and those none; programs that it starts (subprocess) are not counted. The processes
+    that a worker started are known by their process group and, on Linux, by their environment. One that left the group
+    escapes where it was also started with another environment, or outside Linux, or when this process is itself killed
+    rather than closes the guard.
 
     A worker has a temporary directory as its working directory and HOME, an environment of PATH, the language and
     `environment`, one thread for linear algebra and no accelerator. The function runs in its main thread, whichever
@@ -65,7 +66,7 @@ class RewardGuard:
       workers: processes, > 0.
       time_limit: seconds of wall time a call may take, > 0, loading not counted.
       memory_limit_gib: GiB by which a worker's address space may grow after loading, and the size limit of a file
-        that it writes; None for no limit. Linux only.
+        that it writes; None for no limit. Linux only. Each process that the function starts may grow as much again.
       decode: list of token ids -> str, applied in this process to completions that are not str; None hands ids on.
       environment: variables that the function needs besides.
       start_limit: seconds that loading the function may take, > 0.
