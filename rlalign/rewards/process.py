@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from rlalign.rewards.worker import INSIDE, LOADED, kill_marked, value_of
+from rlalign.rewards.worker import CLOSED, INSIDE, LOADED, await_end, kill_marked, value_of
 
 SCRIPT = str(Path(__file__).with_name("worker.py"))
 SCRIPT_MODULE = "__reward_script__"  # the name under which a worker executes the user's script
@@ -116,6 +116,7 @@ class WorkerProcess:
         self._server: int | None = None  # the id of that, and of its group
         self._own = contextlib.ExitStack()  # this server's channel and pipe
         self._partial = b""
+        self._closed = False  # the channel, from the other end
         with contextlib.ExitStack() as undo:
             self._folder = tempfile.mkdtemp(prefix="reward-")
             undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
@@ -136,7 +137,7 @@ class WorkerProcess:
                     start_new_session=True,
                 )
             undo.callback(self._end)
-            undo.callback(self._own.close)
+            undo.callback(lambda: self._own.close())
             self._send_limit = send_limit
             self.channel.settimeout(send_limit)
             with contextlib.suppress(OSError):  # dead already: the first receive says so
@@ -163,6 +164,7 @@ class WorkerProcess:
         except OSError:
             data = b""
         if not data:
+            self._closed = True
             raise WorkerLost
         *lines, self._partial = (self._partial + data).split(b"\n")
         if len(self._partial) > longest:
@@ -181,20 +183,21 @@ class WorkerProcess:
           OSError: no fork came back in FORK_LIMIT seconds; the worker is of no use any more.
         """
         self._control = self._control or self.channel
-        self._own.close()
-        self.channel, theirs = socket.socketpair()
-        self._own.callback(self.channel.close)
-        self.channel.settimeout(self._send_limit)
-        life, held = os.pipe()
-        self._own.callback(os.close, held)
-        self._control.settimeout(FORK_LIMIT)
-        with theirs, os.fdopen(life):
-            socket.send_fds(self._control, [b"."], [theirs.fileno(), life])
-        self.ready, self._partial, line = False, b"", b""
-        while not line.endswith(b"\n"):
-            if not (more := self._control.recv(MAX_LINE)):
-                raise ConnectionResetError("the process that forks is gone")
-            line += more
+        before, self._own = self._own, contextlib.ExitStack()
+        with before:  # until the one before has ended: to close its pipe is to kill it
+            self.channel, theirs = socket.socketpair()
+            self._own.callback(self.channel.close)
+            self.channel.settimeout(self._send_limit)
+            life, held = os.pipe()
+            self._own.callback(os.close, held)
+            self._control.settimeout(FORK_LIMIT)
+            with theirs, os.fdopen(life):
+                socket.send_fds(self._control, [CLOSED if self._closed else b"."], [theirs.fileno(), life])
+            self.ready, self._closed, self._partial, line = False, False, b"", b""
+            while not line.endswith(b"\n"):
+                if not (more := self._control.recv(MAX_LINE)):
+                    raise ConnectionResetError("the process that forks is gone")
+                line += more
         self._server, ended = json.loads(line)
         return "" if ended is None else _ending(os.waitstatus_to_exitcode(ended))
 
@@ -204,6 +207,8 @@ class WorkerProcess:
         return _ending(self._process.returncode)
 
     def _end(self) -> None:
+        if self._closed and self._server is None:
+            await_end(self._process.pid)
         # The id of a server that is gone may be another's by now, but a session keeps its number while its leader,
         # who is waited for below, is there.
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -14,7 +14,8 @@ A value is a number, or the object {"total": number, term: number, ...}.
 Loading may import for seconds, so a process that has loaded and runs one thread keeps what it has and serves no item
 itself. It answers [-1, true, "", false], and then forks one process after the other, on sockets that it is given:
 
-    guard -> keeper    a byte, and two descriptors: a channel, and the pipe that ends it (see die_with)
+    guard -> keeper    a byte, and two descriptors: a channel, and the pipe that ends it (see die_with); the byte CLOSED
+                       says that the process before closed its channel, so may be ending by itself
     keeper -> guard    [pid, how the process before it ended, as os.waitpid says it, or null for the first]
 """
 
@@ -27,16 +28,19 @@ import math
 import os
 import reprlib
 import resource
+import select
 import shutil
 import signal
 import socket
 import sys
 
 INSIDE = "RLALIGN_REWARD_WORKER"  # in a worker's environment: its mark, which no other worker has
+CLOSED = b"c"
 LOADED = -1
 TOTAL = "total"  # of a reward's terms the reward
 MAX_REASON = 300  # characters of an exception's message
 MAX_FORKS = 64  # per item
+MAX_END = 0.2  # seconds for a process that closed its channel
 MAX_ROUNDS = 10  # of looking for processes to kill
 
 
@@ -160,6 +164,19 @@ def kill_marked(mark, spared=()):
             return
 
 
+def await_end(process):
+    """Waits until a process has ended, MAX_END seconds at most; its status waits for os.waitpid. Linux only."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            handle = os.pidfd_open(process)
+            try:
+                poll = select.poll()
+                poll.register(handle, select.POLLIN)
+                poll.poll(1000 * MAX_END)
+            finally:
+                os.close(handle)
+
+
 def evaluate(function, completion, example):
     """Calls the reward function; returns (value, reason, retire), the value None where there is a reason."""
     try:
@@ -240,6 +257,8 @@ def keep(control, mark):
         if child is None:
             spared = {process for process, _ in marked(mark)}
         else:
+            if asked == CLOSED:
+                await_end(child)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
             ended = os.waitpid(child, 0)[1]

@@ -245,6 +245,22 @@ def test_a_worker_that_is_lost_is_forked_anew_and_nothing_is_loaded_again(tmp_pa
     )
 
 
+@pytest.mark.parametrize("again", ["forked", "loaded"])
+def test_a_worker_that_ends_after_its_channel_is_said_to_have_ended_so(again, tmp_path, monkeypatch):
+    reward, _, _ = module(tmp_path, monkeypatch, f"ending_{again}", extra=THREAD if again == "loaded" else "")
+    close = "os.closerange(3, 256)"
+    ends = [
+        f"{close}; time.sleep(0.01); os._exit(7)",
+        f"{close}; time.sleep(0.01); os.abort()",
+        f"{close}; time.sleep(60)",
+    ]
+    with RewardGuard(reward, workers=1, time_limit=30.0) as guard:
+        rewards = guard(ends, [{}] * 3)
+    exited, aborted, killed = rewards.reason
+    assert (exited, aborted) == ("its worker exited with status 7", "its worker was killed by SIGABRT")
+    assert killed == "its worker was killed by SIGKILL"
+
+
 def test_a_module_that_leaves_threads_is_loaded_again(tmp_path, monkeypatch):
     """A fork has no threads, and may wait for one for ever."""
     reward, _, loads = module(tmp_path, monkeypatch, "threaded", extra=THREAD)
