@@ -13,13 +13,13 @@ import selectors
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from rlalign.rewards.process import STRAY, WorkerLost, WorkerProcess, worker_setup
-from rlalign.rewards.worker import LOADED, TOTAL, describe
+from rlalign.rewards.worker import LOADED, MAX_REASON, TOTAL, describe
 from rlalign.types import Prompt, Rewards, Rollouts
 
 Decode = Callable[[list[int]], str]
@@ -329,12 +329,16 @@ class _Batch:
             if reason:
                 continue
             if set(own) != set(names):
-                told = f"gave the terms {', '.join(own) or 'none'}, others {', '.join(names) or 'none'}"
+                told = f"gave the terms {_listed(own)}, others {_listed(names)}"
                 self._reason[index], self._reward[index] = told, np.nan
                 continue
             for name, value in own.items():
                 columns[name][index] = value
         return columns
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)[: MAX_REASON // 2] or "none"  # a name may be as long as the function likes
 
 
 def score(

@@ -39,6 +39,7 @@ CLOSED = b"c"
 LOADED = -1
 TOTAL = "total"  # of a reward's terms the reward
 MAX_REASON = 300  # characters of an exception's message
+MAX_NAME = 60  # of a term or of an exception's type
 MAX_FORKS = 64  # per item
 MAX_END = 0.2  # seconds for a process that closed its channel
 MAX_ROUNDS = 10  # of looking for processes to kill
@@ -206,13 +207,13 @@ def terms_of(result):
     if TOTAL not in result or not all(isinstance(name, str) for name in result):
         return None, f"returned {reprlib.repr(result)}, terms without {TOTAL!r} or with names that are no texts"
     found = {name: number_of(value) for name, value in result.items()}
-    wrong = [f"{reason} ({name})" for name, (_, reason) in found.items() if reason]
+    wrong = [f"{reason} ({name[:MAX_NAME]})" for name, (_, reason) in found.items() if reason]
     return (None, wrong[0]) if wrong else ({name: value for name, (value, _) in found.items()}, "")
 
 
 def describe(error, function=None):
     """One short line: type, message and, where it is known, the line of the function's file that raised."""
-    text = type(error).__name__
+    text = type(error).__name__[:MAX_NAME]
     # The message comes from the function's own code, and may itself raise or be huge.
     with contextlib.suppress(Exception):
         message = " ".join(str(error)[:MAX_REASON].split())

@@ -86,6 +86,12 @@ def test_terms_that_are_not_those_of_the_others_cost_their_item(one_guard):
     np.testing.assert_array_equal(rewards.reward, [np.nan, 1, np.nan, np.nan, 4])
 
 
+def test_terms_with_long_names_get_a_short_reason(one_guard):
+    codes = [f"value = {{'{name}' * 30_000: 1, 'total': 1}}" for name in "ab"]
+    first, second = one_guard(codes, [{}] * 2).reason
+    assert (first, second) == ("", f"gave the terms {'b' * 150}, others {'a' * 150}")
+
+
 # What costs an item
 
 FAILURES = {
@@ -95,6 +101,8 @@ FAILURES = {
     "a total that is no number": ("value = {'a': 1, 'total': None}", r"returned None, not a number \(total\)"),
     "raises": ("1 / 0", r"raised ZeroDivisionError: division by zero \(graders\.py:\d+\)"),
     "long message": ("raise ValueError('x\\n' * 10**6)", r"raised ValueError: (x ){149}x \(graders\.py:\d+\)"),
+    "long type": ("raise type('E' * 50_000, (Exception,), {})('x')", r"raised E{60}: x \(graders\.py:\d+\)"),
+    "long name": ("value = {'a' * 50_000: None, 'total': 1}", r"returned None, not a number \(a{60}\)"),
     "message that raises": (
         "class E(Exception):\n    def __str__(self): return 1 / 0\nraise E",
         r"raised E \(graders\.py:\d+\)",
