@@ -196,7 +196,8 @@ def value_of(result):
 
 def number_of(result):
     """(a finite float, ""), or (None, what is wrong with it)."""
-    if not (hasattr(type(result), "__float__") or hasattr(type(result), "__index__")):
+    text = isinstance(result, str | bytes)  # NumPy's are such, and have __float__
+    if text or not (hasattr(type(result), "__float__") or hasattr(type(result), "__index__")):
         return None, f"returned {reprlib.repr(result)}, not a number"
     value = float(result)
     return (value, "") if math.isfinite(value) else (None, f"returned {value}, which is not finite")
