@@ -65,13 +65,6 @@ def modules(completion, example):
     return sum(name.split(".")[0] in ("rlalign", "jax", "numpy", "pickle") for name in sys.modules)
 
 
-def fork_bomb(completion, example):
-    if completion != "bomb":
-        return 1.0
-    while True:
-        os.fork()
-
-
 def grandchild(completion, example):
     """Leaves a process behind, hangs, and tells its id in a file."""
     child = subprocess.Popen(["sleep", "60"])

@@ -1,12 +1,15 @@
 """What a reward is, what a misbehaving function costs, and what is refused at once."""
 
+import contextlib
 import functools
 import json
 import re
 import resource
 import sys
+import threading
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,14 +121,11 @@ FAILURES = {
     "wrong length": ("value = [1.0, 2.0]", r"returned \[1\.0, 2\.0\], not a number"),
     "complex": ("value = 1j", "returned 1j, not a number"),
     "huge integer": ("value = 10**400", "raised OverflowError: int too large .*"),
-    "deep recursion": ("def f(): return f()\nf()", r"raised RecursionError: .*"),
     "stack overflow": (
         "sys.setrecursionlimit(10**8)\nclass A:\n    def __getattr__(self, n): return repr(self)\n"
         "    def __repr__(self): return getattr(self, 'x')\nrepr(A())",
         r"(its worker was killed by SIG|raised |took longer).*",
     ),
-    "2 GB": ("value = len(bytearray(2 << 30))", r"raised MemoryError .*"),
-    "os._exit": ("os._exit(0)", "its worker exited with status 0"),
     "killed": ("os.kill(os.getpid(), signal.SIGSEGV)", "its worker was killed by SIGSEGV"),
     "closes all": ("os.closerange(0, 256)\nwhile True: time.sleep(1)", "its worker was killed by SIGKILL"),
     "huge file": ("open('big', 'wb').truncate(1 << 40)", r"raised OSError: .*File too large.*"),
@@ -191,12 +191,6 @@ def test_nothing_but_hangs_comes_back_without_rewards():
     assert rewards.reason == ("took longer than 0.1 s",) * 4
 
 
-def test_a_fork_bomb_is_refused_and_cleared_away():
-    rewards = run(graders.fork_bomb, ["a", "bomb", "b", "bomb"], workers=1, time_limit=10.0)
-    assert rewards.valid.tolist() == [True, False, True, False]
-    assert "raised RuntimeError: a reward may fork 64 processes, and those may fork none" in rewards.reason[1]
-
-
 def test_processes_that_a_function_forks_are_allowed():
     code = "child = os.fork()\nif not child: os._exit(3)\nvalue = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])"
     returns = "child = os.fork()\nvalue = 1\nif child: os.waitpid(child, 0); value = 2"
@@ -216,11 +210,50 @@ def test_a_function_that_writes_to_the_channel_loses_its_item(line):
     assert rewards.reason[1] == "wrote to the channel of its worker"
 
 
-def test_output_is_dropped_and_the_trainer_does_not_grow(one_guard, capfd):
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    code = "line = 'x' * (1 << 20)\nfor _ in range(1000): print(line)\nos.write(1, b'x'); os.write(2, b'x'); value = 1"
-    assert one_guard([code], [{}]).reward.tolist() == [1.0]
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - grown < 50_000  # KiB
+WORST = {
+    "while True: os.fork()": "raised RuntimeError: a reward may fork 64 processes, and those may fork none",
+    "value = len(bytearray(2 << 30))": "raised MemoryError",
+    "def f(): return f()\nf()": "raised RecursionError",
+    "os._exit(0)": "its worker exited with status 0",
+    "line = 'x' * (1 << 20)\nfor _ in range(1024): print(line)\nos.write(2, b'x'); value = 1": "",
+}
+
+
+def resident():
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@contextlib.contextmanager
+def most_resident():
+    """A list of what `resident` said, looked up all the time."""
+    found, over = [resident()], threading.Event()
+
+    def look():
+        while not over.wait(0.005):
+            found.append(resident())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+        found.append(resident())
+
+
+def test_the_worst_of_items_cost_themselves_and_the_trainer_does_not_grow(capfd):
+    codes = [code for worst in WORST for code in ("value = 2", worst)]
+    with RewardGuard(graders.python, workers=1, time_limit=30.0) as guard:
+        assert guard(["value = 1"] * 10, [{}] * 10).valid.all()
+        with most_resident() as sizes:
+            rewards = guard(codes, [{}] * len(codes))
+        assert max(sizes) - sizes[0] < 50_000_000
+    assert rewards.valid.tolist() == [True, False] * 4 + [True, True]
+    assert rewards.reward[rewards.valid].tolist() == [2.0] * 5 + [1.0]
+    for reason, expected in zip(rewards.reason[1::2], WORST.values(), strict=True):
+        assert reason.startswith(expected)
     assert capfd.readouterr() == ("", "")
 
 
