@@ -13,13 +13,13 @@ import selectors
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from rlalign.rewards.process import STRAY, WorkerLost, WorkerProcess, worker_setup
-from rlalign.rewards.worker import LOADED, TOTAL, describe
+from rlalign.rewards.worker import LOADED, MAX_REASON, TOTAL, describe
 from rlalign.types import Prompt, Rewards, Rollouts
 
 Decode = Callable[[list[int]], str]
@@ -48,9 +48,16 @@ class RewardGuard:
     never raises because of what the function does; a hang costs one worker `time_limit` seconds. What a worker prints
     is dropped.
 
+    An item may fork 64 processes, and those none; programs that it starts (subprocess) are not counted. The processes
+    that a worker started are known by their process group and, on Linux, by their environment. One that left the group
+    escapes where it was also started with another environment, or outside Linux, or when this process is itself killed
+    rather than closes the guard.
+
     A worker has a temporary directory as its working directory and HOME, an environment of PATH, the language and
     `environment`, one thread for linear algebra and no accelerator. The function runs in its main thread, whichever
-    thread calls the guard. It may change its module's globals: each worker has its own. Not a security sandbox.
+    thread calls the guard, and each item in the worker's directory. It may change its module's globals: each worker has
+    its own. What an item leaves behind in the process (globals, patched modules, threads) or in the directory meets the
+    next ones, until the worker is replaced. Not a security sandbox.
 
     Args:
       function: `(completion: str | list[int], example: dict) -> float`, or terms by name, defined with def at the top
@@ -59,7 +66,7 @@ class RewardGuard:
       workers: processes, > 0.
       time_limit: seconds of wall time a call may take, > 0, loading not counted.
       memory_limit_gib: GiB by which a worker's address space may grow after loading, and the size limit of a file
-        that it writes; None for no limit. Linux only.
+        that it writes; None for no limit. Linux only. Each process that the function starts may grow as much again.
       decode: list of token ids -> str, applied in this process to completions that are not str; None hands ids on.
       environment: variables that the function needs besides.
       start_limit: seconds that loading the function may take, > 0.
@@ -322,12 +329,16 @@ class _Batch:
             if reason:
                 continue
             if set(own) != set(names):
-                told = f"gave the terms {', '.join(own) or 'none'}, others {', '.join(names) or 'none'}"
+                told = f"gave the terms {_listed(own)}, others {_listed(names)}"
                 self._reason[index], self._reward[index] = told, np.nan
                 continue
             for name, value in own.items():
                 columns[name][index] = value
         return columns
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)[: MAX_REASON // 2] or "none"  # a name may be as long as the function likes
 
 
 def score(

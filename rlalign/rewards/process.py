@@ -12,16 +12,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from rlalign.rewards.worker import LOADED, TOTAL
+from rlalign.rewards.worker import CLOSED, INSIDE, LOADED, await_end, kill_marked, value_of
 
 SCRIPT = str(Path(__file__).with_name("worker.py"))
 SCRIPT_MODULE = "__reward_script__"  # the name under which a worker executes the user's script
-INSIDE = "RLALIGN_REWARD_WORKER"  # set in a worker's environment
 KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "SYSTEMROOT")
 GIVEN = {
-    INSIDE: "1",
     "PYTHONHASHSEED": "0",  # the order of a set is the same in every worker and every run
     "JAX_PLATFORMS": "cpu",  # the accelerator and the cores belong to the trainer
     "CUDA_VISIBLE_DEVICES": "",
@@ -118,6 +116,7 @@ class WorkerProcess:
         self._server: int | None = None  # the id of that, and of its group
         self._own = contextlib.ExitStack()  # this server's channel and pipe
         self._partial = b""
+        self._closed = False  # the channel, from the other end
         with contextlib.ExitStack() as undo:
             self._folder = tempfile.mkdtemp(prefix="reward-")
             undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
@@ -138,7 +137,7 @@ class WorkerProcess:
                     start_new_session=True,
                 )
             undo.callback(self._end)
-            undo.callback(self._own.close)
+            undo.callback(lambda: self._own.close())
             self._send_limit = send_limit
             self.channel.settimeout(send_limit)
             with contextlib.suppress(OSError):  # dead already: the first receive says so
@@ -147,7 +146,8 @@ class WorkerProcess:
 
     def _environment(self, extra: Mapping[str, str]) -> dict[str, str]:
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-        return kept | GIVEN | {"HOME": self._folder, "TMPDIR": self._folder} | dict(extra)
+        given = GIVEN | {"HOME": self._folder, "TMPDIR": self._folder} | dict(extra)
+        return kept | given | {INSIDE: self._folder}
 
     def send(self, data: bytes) -> None:
         """Writes to the channel; OSError if the worker is gone or does not read."""
@@ -164,6 +164,7 @@ class WorkerProcess:
         except OSError:
             data = b""
         if not data:
+            self._closed = True
             raise WorkerLost
         *lines, self._partial = (self._partial + data).split(b"\n")
         if len(self._partial) > longest:
@@ -173,8 +174,8 @@ class WorkerProcess:
     def fork(self) -> str:
         """Replaces what serves by a fork of the process that has loaded the function, in milliseconds.
 
-        The one before is killed with every process of its group. The new one answers that it is loaded, as the first
-        did; `channel` is another one.
+        The one before is killed with every process of its group or with its mark (worker.kill_marked). The new one
+        answers that it is loaded, as the first did; `channel` is another one.
 
         Returns:
           How the one before ended, "" where this is the first.
@@ -182,29 +183,32 @@ class WorkerProcess:
           OSError: no fork came back in FORK_LIMIT seconds; the worker is of no use any more.
         """
         self._control = self._control or self.channel
-        self._own.close()
-        self.channel, theirs = socket.socketpair()
-        self._own.callback(self.channel.close)
-        self.channel.settimeout(self._send_limit)
-        life, held = os.pipe()
-        self._own.callback(os.close, held)
-        self._control.settimeout(FORK_LIMIT)
-        with theirs, os.fdopen(life):
-            socket.send_fds(self._control, [b"."], [theirs.fileno(), life])
-        self.ready, self._partial, line = False, b"", b""
-        while not line.endswith(b"\n"):
-            if not (more := self._control.recv(MAX_LINE)):
-                raise ConnectionResetError("the process that forks is gone")
-            line += more
+        before, self._own = self._own, contextlib.ExitStack()
+        with before:  # until the one before has ended: to close its pipe is to kill it
+            self.channel, theirs = socket.socketpair()
+            self._own.callback(self.channel.close)
+            self.channel.settimeout(self._send_limit)
+            life, held = os.pipe()
+            self._own.callback(os.close, held)
+            self._control.settimeout(FORK_LIMIT)
+            with theirs, os.fdopen(life):
+                socket.send_fds(self._control, [CLOSED if self._closed else b"."], [theirs.fileno(), life])
+            self.ready, self._closed, self._partial, line = False, False, b"", b""
+            while not line.endswith(b"\n"):
+                if not (more := self._control.recv(MAX_LINE)):
+                    raise ConnectionResetError("the process that forks is gone")
+                line += more
         self._server, ended = json.loads(line)
         return "" if ended is None else _ending(os.waitstatus_to_exitcode(ended))
 
     def kill(self) -> str:
-        """Ends the worker and every process of its groups, removes its folder, and says how it ended."""
+        """Ends the worker and every process of its groups or with its mark, removes its folder, says how it ended."""
         self._undo.close()
         return _ending(self._process.returncode)
 
     def _end(self) -> None:
+        if self._closed and self._server is None:
+            await_end(self._process.pid)
         # The id of a server that is gone may be another's by now, but a session keeps its number while its leader,
         # who is waited for below, is there.
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -215,6 +219,7 @@ class WorkerProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):  # a process stuck in the kernel must not hold us
             self._process.wait(timeout=10)
+        kill_marked(self._folder)
 
 
 def _ending(code: int | None) -> str:
@@ -227,16 +232,11 @@ def _parse(line: bytes) -> Reply:
     try:
         index, value, reason, retire = json.loads(line)
         if not reason and index != LOADED:
-            value = _value(value)
+            # Again: the function may have changed what the worker calls finite.
+            value, reason = cast("tuple[Any, str]", value_of(value))
         return Reply(int(index), None if reason else value, str(reason), bool(retire))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise WorkerLost(STRAY) from None
-
-
-def _value(value: Any) -> float | dict[str, float]:
-    if not isinstance(value, dict):
-        return float(value)
-    return {name: float(term) for name, term in value.items()} | {TOTAL: float(value[TOTAL])}
 
 
 def _signal_name(number: int) -> str:

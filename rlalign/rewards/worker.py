@@ -14,7 +14,8 @@ A value is a number, or the object {"total": number, term: number, ...}.
 Loading may import for seconds, so a process that has loaded and runs one thread keeps what it has and serves no item
 itself. It answers [-1, true, "", false], and then forks one process after the other, on sockets that it is given:
 
-    guard -> keeper    a byte, and two descriptors: a channel, and the pipe that ends it (see die_with)
+    guard -> keeper    a byte, and two descriptors: a channel, and the pipe that ends it (see die_with); the byte CLOSED
+                       says that the process before closed its channel, so may be ending by itself
     keeper -> guard    [pid, how the process before it ended, as os.waitpid says it, or null for the first]
 """
 
@@ -27,15 +28,21 @@ import math
 import os
 import reprlib
 import resource
+import select
 import shutil
 import signal
 import socket
 import sys
 
+INSIDE = "RLALIGN_REWARD_WORKER"  # in a worker's environment: its mark, which no other worker has
+CLOSED = b"c"
 LOADED = -1
 TOTAL = "total"  # of a reward's terms the reward
 MAX_REASON = 300  # characters of an exception's message
+MAX_NAME = 60  # of a term or of an exception's type
 MAX_FORKS = 64  # per item
+MAX_END = 0.2  # seconds for a process that closed its channel
+MAX_ROUNDS = 10  # of looking for processes to kill
 
 
 class Forks:
@@ -125,20 +132,72 @@ def die_with(life):
     fcntl.fcntl(life, fcntl.F_SETFL, os.O_ASYNC)
 
 
+def marked(mark):
+    """Each process whose environment has the mark: its id, and a handle that a later process of that id has not."""
+    if sys.platform != "linux":
+        return
+    entry, names = os.fsencode(f"{INSIDE}={mark}"), []
+    with contextlib.suppress(OSError):
+        names = os.listdir("/proc")
+    for name in filter(str.isdigit, names):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
+            handle = os.pidfd_open(int(name))  # read the environment later: at worst this is of one that has ended
+            undo.callback(os.close, handle)
+            with open(f"/proc/{name}/environ", "rb") as environment:
+                found = entry in environment.read().split(b"\0")
+            if found:
+                yield int(name), handle
+
+
+def kill_marked(mark, spared=()):
+    """Kills every process whose environment has the mark, whatever its group and session, but those spared.
+
+    What a process was started with counts: one started without the mark is not found. Linux only.
+    """
+    for _ in range(MAX_ROUNDS):  # one may have started another just before it was killed
+        found = False
+        for process, handle in marked(mark):
+            if process not in spared:
+                found = True
+                with contextlib.suppress(OSError):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+        if not found:
+            return
+
+
+def await_end(process):
+    """Waits until a process has ended, MAX_END seconds at most; its status waits for os.waitpid. Linux only."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            handle = os.pidfd_open(process)
+            try:
+                poll = select.poll()
+                poll.register(handle, select.POLLIN)
+                poll.poll(1000 * MAX_END)
+            finally:
+                os.close(handle)
+
+
 def evaluate(function, completion, example):
     """Calls the reward function; returns (value, reason, retire), the value None where there is a reason."""
     try:
         result = function(completion, example)
-        value, reason = terms_of(result) if isinstance(result, dict) else number_of(result)
+        value, reason = value_of(result)
     # SystemExit and KeyboardInterrupt too: here they come from the function, and cost it its item only.
     except BaseException as error:  # noqa: BLE001
         return None, f"raised {describe(error, function)}", isinstance(error, MemoryError)
     return value, reason, False
 
 
+def value_of(result):
+    """(a finite float or terms of such, ""), or (None, what is wrong with it); guard and worker both ask."""
+    return terms_of(result) if isinstance(result, dict) else number_of(result)
+
+
 def number_of(result):
     """(a finite float, ""), or (None, what is wrong with it)."""
-    if not (hasattr(type(result), "__float__") or hasattr(type(result), "__index__")):
+    text = isinstance(result, str | bytes)  # NumPy's are such, and have __float__
+    if text or not (hasattr(type(result), "__float__") or hasattr(type(result), "__index__")):
         return None, f"returned {reprlib.repr(result)}, not a number"
     value = float(result)
     return (value, "") if math.isfinite(value) else (None, f"returned {value}, which is not finite")
@@ -149,13 +208,13 @@ def terms_of(result):
     if TOTAL not in result or not all(isinstance(name, str) for name in result):
         return None, f"returned {reprlib.repr(result)}, terms without {TOTAL!r} or with names that are no texts"
     found = {name: number_of(value) for name, value in result.items()}
-    wrong = [f"{reason} ({name})" for name, (_, reason) in found.items() if reason]
+    wrong = [f"{reason} ({name[:MAX_NAME]})" for name, (_, reason) in found.items() if reason]
     return (None, wrong[0]) if wrong else ({name: value for name, (value, _) in found.items()}, "")
 
 
 def describe(error, function=None):
     """One short line: type, message and, where it is known, the line of the function's file that raised."""
-    text = type(error).__name__
+    text = type(error).__name__[:MAX_NAME]
     # The message comes from the function's own code, and may itself raise or be huge.
     with contextlib.suppress(Exception):
         message = " ".join(str(error)[:MAX_REASON].split())
@@ -182,18 +241,33 @@ def can_fork():
         return False
 
 
-def keep(control):
-    """Forks a process for each pair of descriptors, after killing the one before; returns its channel, in it alone."""
-    child, found = None, set(os.listdir())
+def go_back(folder):
+    """Makes the worker's folder the current one, anew where it was removed."""
+    os.makedirs(folder, exist_ok=True)
+    os.chdir(folder)
+
+
+def keep(control, mark):
+    """Forks a process for each pair of descriptors, after killing the one before; returns its channel, in it alone.
+
+    What has the mark goes with the one before, save this process and those that loading the function started.
+    """
+    child, folder, found, spared = None, os.getcwd(), set(os.listdir()), set()
     while True:
         asked, descriptors, *_ = socket.recv_fds(control, 1, 2)
         ended = None
-        if child is not None:
+        if child is None:
+            spared = {process for process, _ in marked(mark)}
+        else:
+            if asked == CLOSED:
+                await_end(child)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
             ended = os.waitpid(child, 0)[1]
+            kill_marked(mark, spared)
         if not asked:
             os._exit(0)
+        go_back(folder)
         for name in set(os.listdir()) - found:  # what the one before wrote
             with contextlib.suppress(OSError):
                 shutil.rmtree(name) if os.path.isdir(name) and not os.path.islink(name) else os.unlink(name)
@@ -221,6 +295,7 @@ def private(channel, life):
 def serve(channel, life):
     """Loads the function that the first line names, then answers one request after the other until the end."""
     die_with(life)
+    folder, mark = os.getcwd(), os.environ[INSIDE]  # before the function's module may change them
     set_limit(resource.RLIMIT_CORE, 0)
     requests = channel.makefile("rb")
     setup = json.loads(requests.readline())
@@ -229,9 +304,10 @@ def serve(channel, life):
         function = load(setup["module"], setup["qualname"], setup["file"])
     except BaseException as error:  # noqa: BLE001
         return send(channel, LOADED, reason=describe(error))
+    go_back(folder)
     if can_fork():
         send(channel, LOADED, True)
-        channel = keep(channel)
+        channel = keep(channel, mark)
         requests = channel.makefile("rb")
     forks = Forks()
     sys.addaudithook(forks)
@@ -241,6 +317,7 @@ def serve(channel, life):
     for line in requests:
         index, completion, example = json.loads(line)
         forks.count = 0
+        go_back(folder)
         value, reason, retire = evaluate(function, completion, example)
         if os.getpid() != forks.pid:  # a child that the function forked and let return
             os._exit(0)

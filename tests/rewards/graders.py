@@ -65,13 +65,6 @@ def modules(completion, example):
     return sum(name.split(".")[0] in ("rlalign", "jax", "numpy", "pickle") for name in sys.modules)
 
 
-def fork_bomb(completion, example):
-    if completion != "bomb":
-        return 1.0
-    while True:
-        os.fork()
-
-
 def grandchild(completion, example):
     """Leaves a process behind, hangs, and tells its id in a file."""
     child = subprocess.Popen(["sleep", "60"])
@@ -89,12 +82,12 @@ def swallow(completion, example):
 
 
 def stray(completion, example):
-    """Writes to every socket it can find."""
+    """Writes the completion, as a line, to every socket it can find."""
     if completion == "fine":
         return 1.0
     for descriptor in range(3, 64):
         try:
-            os.write(descriptor, b'"hello"\n')
+            os.write(descriptor, completion.encode() + b"\n")
         except OSError:
             continue
     time.sleep(60)

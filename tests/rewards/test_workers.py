@@ -68,6 +68,30 @@ def test_a_worker_sees_a_temporary_folder_and_a_scrubbed_environment(monkeypatch
     assert not alive(int(pid))
 
 
+MOVES = ["os.chdir('/')", "os.mkdir('a'); os.chdir('a'); os.rmdir('../a')", "import shutil; shutil.rmtree(os.getcwd())"]
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_every_item_starts_in_the_folder_of_its_worker(move):
+    move, here = f"{move}; value = 1", "value = float(os.path.samefile('.', os.environ['HOME']))"
+    rewards = run(graders.python, [move, here, f"{move}; os._exit(3)", here], workers=1)
+    assert rewards.reason == ("", "", "its worker exited with status 3", "")
+    assert rewards.reward[[1, 3]].tolist() == [1.0, 1.0]
+
+
+def test_a_module_that_goes_elsewhere_leaves_what_is_there_alone(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "data"
+    elsewhere.mkdir()
+    extra = f"if 'RLALIGN_REWARD_WORKER' in os.environ: os.chdir({str(elsewhere)!r})"
+    reward, _, loads = module(tmp_path, monkeypatch, "moved", extra=extra)
+    with RewardGuard(reward, workers=1) as guard:
+        (elsewhere / "note.txt").write_text("written by somebody else")
+        rewards = guard(["os._exit(3)", "assert os.path.samefile('.', os.environ['HOME'])"], [{}] * 2)
+        assert rewards.reason == ("its worker exited with status 3", "")
+        assert loads() == 1
+    assert (elsewhere / "note.txt").exists()
+
+
 def test_a_variable_can_be_handed_on():
     code = "value = float(os.environ['MODEL'])"
     assert run(graders.python, [code], environment={"MODEL": "3"}).reward.tolist() == [3.0]
@@ -221,6 +245,22 @@ def test_a_worker_that_is_lost_is_forked_anew_and_nothing_is_loaded_again(tmp_pa
     )
 
 
+@pytest.mark.parametrize("again", ["forked", "loaded"])
+def test_a_worker_that_ends_after_its_channel_is_said_to_have_ended_so(again, tmp_path, monkeypatch):
+    reward, _, _ = module(tmp_path, monkeypatch, f"ending_{again}", extra=THREAD if again == "loaded" else "")
+    close = "os.closerange(3, 256)"
+    ends = [
+        f"{close}; time.sleep(0.01); os._exit(7)",
+        f"{close}; time.sleep(0.01); os.abort()",
+        f"{close}; time.sleep(60)",
+    ]
+    with RewardGuard(reward, workers=1, time_limit=30.0) as guard:
+        rewards = guard(ends, [{}] * 3)
+    exited, aborted, killed = rewards.reason
+    assert (exited, aborted) == ("its worker exited with status 7", "its worker was killed by SIGABRT")
+    assert killed == "its worker was killed by SIGKILL"
+
+
 def test_a_module_that_leaves_threads_is_loaded_again(tmp_path, monkeypatch):
     """A fork has no threads, and may wait for one for ever."""
     reward, _, loads = module(tmp_path, monkeypatch, "threaded", extra=THREAD)
@@ -295,6 +335,41 @@ def test_a_hang_takes_its_subprocesses_along(tmp_path):
     file = tmp_path / "pid"
     rewards = run(graders.grandchild, [str(file)], time_limit=1.0)
     assert rewards.reason == ("took longer than 1.0 s",)
+    assert wait_until(lambda: not alive(int(file.read_text())))
+
+
+LEAVES = {  # the group and the session, and tells in a file that it has
+    "program": "import subprocess; p = subprocess.Popen(['sleep', '60'], start_new_session=True).pid; {tell}(str(p))",
+    "fork": "os.fork() or [os.setsid(), {tell}(str(os.getpid())), time.sleep(60)]",
+}
+
+
+@pytest.mark.parametrize("again", ["forked", "loaded"])
+@pytest.mark.parametrize("how", LEAVES)
+def test_a_process_that_left_its_group_ends_with_its_worker(how, again, tmp_path, monkeypatch):
+    extra = THREAD if again == "loaded" else ""
+    reward, _, _ = module(tmp_path, monkeypatch, f"left_by_{how}_{again}", extra=extra)
+    files = tmp_path / "first", tmp_path / "second"
+    first, second = (LEAVES[how].format(tell=f"__import__('pathlib').Path({str(file)!r}).write_text") for file in files)
+    with RewardGuard(reward, workers=1, time_limit=1.0) as guard:
+        rewards = guard([f"{first}; time.sleep(60)", "pass"], [{}] * 2)
+        assert rewards.reason == ("took longer than 1.0 s", "")
+        assert wait_until(lambda: not alive(int(files[0].read_text())))
+        assert guard([second], [{}]).valid.all()
+        assert wait_until(lambda: files[1].exists() and files[1].read_text())
+        assert alive(int(files[1].read_text()))
+    assert wait_until(lambda: not alive(int(files[1].read_text())))
+
+
+def test_a_process_that_loading_started_stays_until_the_end(tmp_path, monkeypatch):
+    file = tmp_path / "pid"
+    start = LEAVES["program"].format(tell=f"open({str(file)!r}, 'w').write")
+    extra = f"if 'RLALIGN_REWARD_WORKER' in os.environ: {start}"
+    reward, _, loads = module(tmp_path, monkeypatch, "helped", extra=extra)
+    with RewardGuard(reward, workers=1) as guard:
+        assert guard(["os._exit(3)", "pass"], [{}] * 2).valid.tolist() == [False, True]
+        assert loads() == 1
+        assert alive(int(file.read_text()))
     assert wait_until(lambda: not alive(int(file.read_text())))
 
 
