@@ -114,8 +114,8 @@ class Canary:
             equal ones.
           learnt: b[N, R], the mask of the batch that they became.
           metrics: of the update: entropy, groups_without_signal, skipped, and where there are, kl, first_ratio_error,
-            first_approx_kl (of the first update from this batch), importance_error and sampler_kl (log-probs computed
-            anew), tokens_learnt (where one update takes the whole batch).
+            first_approx_kl (of the first update from this batch), learning_rate, importance_error and sampler_kl
+            (log-probs computed anew), tokens_learnt (where one update takes the whole batch).
         """
         found = [*self._log_probs(rollouts, metrics)]
         if looks(step):
@@ -180,6 +180,8 @@ class Canary:
             return  # they differ by what truncation leaves out
         mean = abs(metrics["sampler_kl"] if anew else metrics.get("first_approx_kl", 0.0))
         largest = metrics.get("importance_error" if anew else "first_ratio_error", 0.0)
+        if not (np.isfinite(mean) and np.asarray(rollouts.mask).any()):
+            return  # nothing was compared, or an update that is refused
         if not (mean > MEAN_KL or (largest > RATIO_ERROR and not (anew or self.narrow or self.engine))):
             self.agreed = True
             return
@@ -264,7 +266,7 @@ class Canary:
         # Where the log-probs differ, so does the KL, and that has been said.
         if self.begins and self.agreed and self.updates == 0 and metrics.get("first_kl", kl) > START_KL:
             yield Alarm("reference_start", f"the KL to the reference is {kl:.2g} before the first update")
-        self.updates += not metrics["skipped"]
+        self.updates += not metrics["skipped"] and metrics.get("learning_rate", 1.0) > 0
         if self.updates >= WINDOW and abs(kl) < STILL_KL:
             yield Alarm("reference_moves", f"the KL to the reference is {kl:.2g} after {self.updates} updates")
 

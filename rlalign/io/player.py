@@ -89,13 +89,13 @@ class Player:
         with clock("update"):
             learning_rate = float(np.asarray(self.schedule(state.step)))
             state, metrics = passes(self.update, state, batch, epochs=config.epochs, minibatches=config.minibatches)
+        metrics["learning_rate"] = learning_rate
         metrics |= episode_metrics(episodes, rows, batch) | about | played_metrics(played)
         metrics["tokens_per_second"] = metrics["tokens_repeated"] / sum(clock.seconds.values())
         if config.canary:
             with clock("canary"):
                 metrics["alarms"] = self._watch(step, episodes, rows, batch, metrics)
         metrics |= {f"seconds_{phase}": value for phase, value in clock.seconds.items()}
-        metrics["learning_rate"] = learning_rate
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             few = [episode for episode in episodes if episode.group < config.groups_shown]
             parts = {"advantage": np.asarray(batch.advantage), **advantage_parts(self.algorithm, rows)}

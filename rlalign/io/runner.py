@@ -109,6 +109,7 @@ class Runner:
             learning_rate = float(np.asarray(self.schedule(state.step)))
             state, metrics = passes(self.update, state, batch, epochs=config.epochs, minibatches=config.minibatches)
         seconds = sum(clock.seconds.values())
+        metrics["learning_rate"] = learning_rate
         metrics |= rollout_metrics(config, prompts, rollouts, rewards, batch)
         metrics |= term_metrics(rewards, rollouts.prompt, len(prompts))
         if config.canary:
@@ -119,7 +120,6 @@ class Runner:
             del metrics["accuracy"]  # a judge's numbers have no `success`
         metrics |= {f"seconds_{phase}": value for phase, value in clock.seconds.items()}
         metrics["tokens_per_second"] = metrics["tokens_repeated"] / seconds
-        metrics["learning_rate"] = learning_rate
         return state, metrics
 
     def _watch(self, step: int, chosen: np.ndarray, rollouts: Rollouts, batch: Batch, metrics: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ from rlalign.envs import sums
 from rlalign.io.canary import CAUSES, WINDOW, Canary
 from rlalign.io.updates import Updates, passes
 from rlalign.train import init_state, make_batch, make_scorer, make_train_step
-from rlalign.types import StopReason
+from rlalign.types import Rollouts, StopReason
 from tests.faults.small import share_right
 from tests.tiny import random_params, sums_model
 
@@ -187,6 +187,35 @@ def test_a_planted_bug_is_found_and_its_cause_named(plant, update, score, caplog
 def test_clean_steps_raise_no_alarm(update, score):
     alarms = Loop(update, score).run(STEPS)
     assert not alarms, [str(alarm) for _, alarm in alarms]
+
+
+def seen(canary, step, **metrics):
+    """The kinds of alarm of a step of 64 x 16 tokens, different ones, with these metrics."""
+    shape, draw = (64, 16), np.random.default_rng(step)
+    logp = np.full(shape, -2.0, np.float32)
+    owner, stop = np.repeat(np.arange(16, dtype=np.int32), 4), np.full(64, StopReason.MAX_TOKENS, np.int32)
+    rollouts = Rollouts(draw.integers(2, 10**6, shape), np.ones(shape, bool), logp, logp, stop, owner)
+    usual = {"groups_without_signal": 0, "skipped": 0, "entropy": 2.0, "first_ratio_error": 0.0}
+    found = canary(step=step, prompt_ids=range(16), rollouts=rollouts, learnt=rollouts.mask, metrics=usual | metrics)
+    return [alarm.kind for alarm in found]
+
+
+def test_an_update_that_is_not_finite_does_not_say_that_sampler_and_trainer_agreed():
+    """Else another temperature that shows a step later would pass for stale weights."""
+    canary = Canary(eos_ids=())
+    assert seen(canary, 0, first_approx_kl=np.nan, skipped=1) == []
+    assert seen(canary, 1, first_approx_kl=0.3, entropy=3.0) == ["temperature"]
+    canary = Canary(eos_ids=())
+    assert seen(canary, 0, first_approx_kl=0.0) == []
+    assert seen(canary, 1, first_approx_kl=0.3, entropy=3.0) == ["stale_weights"]
+
+
+def test_a_policy_that_does_not_move_is_no_reference_that_follows():
+    for rate, kinds in ((0.0, []), (1e-3, ["reference_moves"])):
+        canary = Canary(eos_ids=())
+        told = [seen(canary, step, kl=0.0, learning_rate=rate) for step in range(WINDOW)]
+        assert told[-1] == kinds
+        assert not any(told[:-1])
 
 
 def test_every_cause_has_a_bug():
