@@ -15,6 +15,7 @@ import pytest
 
 from rlalign.io.arrays import Arrays, _quiet
 from rlalign.io.checkpoint import CheckpointError, Checkpoints, ConfigMismatch, DamagedCheckpoint, check_same
+from rlalign.io.manifest import _crc32
 from rlalign.types import TrainState
 from tests.faults.injection import refuse
 
@@ -164,6 +165,62 @@ def test_a_damaged_file_of_any_kind_falls_back_to_the_previous_step(checkpoints,
         fired += 1
     assert fired >= 10
     assert checkpoints.restore(None, STATE)[1]["step"] == 20
+
+
+def bad_sector(name, monkeypatch):
+    """Reading `name` fails as a bad sector does; the list holds what was asked for."""
+    fired = []
+
+    def crc32(path):
+        if path.as_posix().endswith(name):
+            fired.append(path)
+            raise OSError(5, "Input/output error")  # of a read, so without a file name
+        return _crc32(path)
+
+    monkeypatch.setattr("rlalign.io.manifest._crc32", crc32)
+    return fired
+
+
+def test_a_file_that_cannot_be_read_is_damage(checkpoints, monkeypatch):
+    checkpoints.save(10, STATE, {})
+    checkpoints.save(20, make_state(1), {})
+    with monkeypatch.context() as patch:
+        fired = bad_sector("20/state/manifest.ocdbt", patch)
+        with pytest.warns(
+            DamagedCheckpoint, match=r"20: state/manifest\.ocdbt cannot be read \(Input/output error\); using step 10"
+        ):
+            assert_bitwise(checkpoints.restore(None, STATE)[0], STATE)
+        assert len(fired) == 1
+        checkpoints.save(20, STATE, {})
+    assert checkpoints.steps() == [10, 20]
+    assert_bitwise(checkpoints.restore(None, STATE)[0], STATE)
+
+
+def test_a_manifest_that_cannot_be_read_is_damage(checkpoints):
+    checkpoints.save(10, STATE, {})
+    checkpoints.save(20, STATE, {})
+    path = checkpoints.folder / "20/files.json"
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(DamagedCheckpoint, match=r"20: files\.json cannot be read \(Is a directory\); using step 10"):
+        assert checkpoints.restore(None, STATE)[1]["step"] == 10
+    checkpoints.save(30, STATE, {})
+    assert checkpoints.restore(None, STATE)[1]["step"] == 30
+
+
+def test_a_file_whose_size_cannot_be_read_is_damage(checkpoints, monkeypatch):
+    checkpoints.save(10, STATE, {})
+    stat, fired = Path.stat, []
+
+    def refused(self, **how):
+        if self.name == "manifest.ocdbt":
+            fired.append(self)
+            raise OSError(5, "Input/output error", str(self))
+        return stat(self, **how)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    assert checkpoints.problem(10) == "state/manifest.ocdbt cannot be read (Input/output error)"
+    assert len(fired) == 1
 
 
 @pytest.fixture(scope="module")
