@@ -41,6 +41,9 @@ def missing(root: Path) -> str | None:
             return f"{name} is missing"
         if found[name] != size:
             return f"{name} has {found[name]} bytes instead of {size}"
+    for name in found:
+        if name not in sizes:  # no checksum would vouch for it
+            return f"{name} is not listed in {MANIFEST}"
     return None
 
 
@@ -61,7 +64,7 @@ def _unreadable(name: str, error: OSError) -> str:
 
 
 def _files(root: Path) -> list[Path]:
-    return [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    return [path for path in sorted(root.rglob("*")) if path.is_file() and path != root / MANIFEST]
 
 
 def _crc32(path: Path, *, chunk: int = 1 << 20) -> int:

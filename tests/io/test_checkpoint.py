@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 from rlalign.io.arrays import Arrays, _quiet
 from rlalign.io.checkpoint import CheckpointError, Checkpoints, ConfigMismatch, DamagedCheckpoint, check_same
-from rlalign.io.manifest import _crc32
+from rlalign.io.manifest import _crc32, changed, missing, write_manifest
 from rlalign.types import TrainState
 from tests.faults.injection import refuse
 
@@ -221,6 +222,34 @@ def test_a_file_whose_size_cannot_be_read_is_damage(checkpoints, monkeypatch):
     monkeypatch.setattr(Path, "stat", refused)
     assert checkpoints.problem(10) == "state/manifest.ocdbt cannot be read (Input/output error)"
     assert len(fired) == 1
+
+
+@pytest.mark.parametrize("lost", ["all", "state/manifest.ocdbt"])
+def test_a_file_that_the_manifest_does_not_list_is_damage(checkpoints, lost):
+    """No checksum would tell a flipped bit in it."""
+    checkpoints.save(10, STATE, {})
+    checkpoints.save(20, STATE, {})
+    path = checkpoints.folder / "20/files.json"
+    listed = json.loads(path.read_bytes())
+    kept = {} if lost == "all" else {name: file for name, file in listed.items() if name != lost}
+    assert len(kept) < len(listed)
+    path.write_text(json.dumps(kept))
+    name = min(listed) if lost == "all" else lost
+    with pytest.warns(DamagedCheckpoint, match=f"20: {name} is not listed in files.json; using step 10"):
+        assert checkpoints.restore(None, STATE)[1]["step"] == 10
+
+
+def test_a_flipped_bit_at_the_end_of_a_large_file_is_found(tmp_path):
+    """It is read in pieces of 1 MiB."""
+    path = tmp_path / "large"
+    content = bytearray(np.random.default_rng(0).bytes((2 << 20) + 1000))
+    path.write_bytes(content)
+    write_manifest(tmp_path)
+    assert missing(tmp_path) is changed(tmp_path) is None
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert missing(tmp_path) is None
+    assert changed(tmp_path) == "large is not what was saved (its CRC-32 differs)"
 
 
 @pytest.fixture(scope="module")
