@@ -117,7 +117,9 @@ class Checkpoints:
         """The steps that were saved completely, ascending; whether they are still intact is checked by `restore`."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal() and p.is_dir())
+        # 007 is no step: under the name 7 it would not be found again.
+        named = [p for p in self.folder.iterdir() if p.name.isdecimal() and str(int(p.name)) == p.name]
+        return sorted(int(p.name) for p in named if p.is_dir())
 
     def latest(self) -> int | None:
         """The newest saved step, None if there is none."""

@@ -352,6 +352,19 @@ def test_leftovers_of_a_kill_are_ignored_and_removed_by_the_next_save(checkpoint
     assert sorted(path.name for path in folder.iterdir()) == ["10", "20"]
 
 
+def test_folders_that_no_save_names_are_no_steps(checkpoints):
+    checkpoints.save(10, STATE, {})
+    strange = ["007", "099", "00", "٣", "²", "-5", "1_0", "+3"]
+    for name in strange:
+        (checkpoints.folder / name).mkdir()
+    (checkpoints.folder / "15").touch()
+    assert checkpoints.steps() == [10]
+    for step in (20, 30):  # two stay
+        checkpoints.save(step, STATE, {})
+    assert checkpoints.steps() == [20, 30]
+    assert {p.name for p in checkpoints.folder.iterdir()} == {*strange, "15", "20", "30"}
+
+
 @pytest.mark.parametrize("place", ["rename", "manifest", "orbax"])
 def test_a_save_that_dies_leaves_nothing_under_its_number(checkpoints, monkeypatch, place):
     checkpoints.save(10, STATE, {})
