@@ -236,9 +236,16 @@ class Checkpoints:
         return step if step in self.steps() else None
 
     def problem(self, step: int) -> str | None:
-        """What is wrong with a saved step: files missing, truncated or changed since it was saved; None if intact."""
+        """What is wrong with a saved step: files missing, truncated or changed since it was saved, or those of another
+        step; None if intact. Files that cannot be read are a problem as well, never an OSError."""
         root = self.folder / str(step)
-        return missing(root) or changed(root)
+        if problem := missing(root) or changed(root):
+            return problem
+        try:
+            saved = self._arrays.record(root)["step"]
+        except (OSError, ValueError, LookupError, TypeError) as error:  # nothing is listed, and nothing is there
+            return f"its record cannot be read ({error})"
+        return None if saved == step else f"it is step {saved} (a renamed folder?)"
 
     def _intact(self, step: int | None) -> int:
         """The newest intact step up to `step`; warns of the damaged ones that it passes over.

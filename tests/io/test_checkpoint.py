@@ -305,6 +305,33 @@ def test_orbax_alone_restores_a_flipped_bit_in_silence(two_steps, monkeypatch):
     assert silent > 0
 
 
+def test_a_step_under_the_number_of_another_is_damage(checkpoints):
+    checkpoints.keep = 3
+    for step in (10, 20, 30):
+        checkpoints.save(step, make_state(step), {"at": step})
+    folder = checkpoints.folder
+    for old, new in (("20", "aside"), ("30", "20"), ("aside", "30")):
+        (folder / old).rename(folder / new)
+    with pytest.warns(DamagedCheckpoint) as warned:
+        state, meta = checkpoints.restore(None, STATE)
+    assert meta == {"at": 10, "step": 10}
+    assert_bitwise(state, make_state(10))
+    assert [str(one.message).partition("checkpoints/")[2] for one in warned] == [
+        "30: it is step 20 (a renamed folder?); using step 10 instead",
+        "20: it is step 30 (a renamed folder?); using step 10 instead",
+    ]
+    with pytest.raises(CheckpointError, match="20: it is step 30"):
+        checkpoints.meta(20)
+
+
+def test_a_step_that_is_empty_as_its_manifest_says_is_damage(checkpoints):
+    checkpoints.save(10, STATE, {})
+    (checkpoints.folder / "20").mkdir()
+    (checkpoints.folder / "20/files.json").write_text("{}")
+    with pytest.warns(DamagedCheckpoint, match="20: its record cannot be read .*; using step 10 instead"):
+        assert checkpoints.restore(None, STATE)[1]["step"] == 10
+
+
 def test_when_no_step_can_be_read_every_damage_is_named(checkpoints):
     checkpoints.save(10, STATE, {})
     checkpoints.save(20, STATE, {})
