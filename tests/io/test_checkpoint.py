@@ -570,11 +570,43 @@ def test_check_sees_the_meta_before_the_state_is_read(checkpoints):
         checkpoints.restore(10, other, check=lambda meta: check_same(meta["config"], {"width": 64}))
 
 
-def test_a_damaged_best_file_is_an_error_not_a_guess(checkpoints):
-    checkpoints.folder.mkdir()
-    (checkpoints.folder / "best.json").write_text('{"step":')
-    with pytest.raises(CheckpointError, match=r"best\.json is damaged .*: mark the best step again"):
-        checkpoints.best()
+def test_any_flipped_bit_of_the_mark_is_found_and_ends_nothing(checkpoints):
+    checkpoints.save(10, STATE, {}, best=0.25)
+    path = checkpoints.folder / "best.json"
+    content = path.read_bytes()
+    for place in range(8 * len(content)):
+        spoilt = bytearray(content)
+        spoilt[place // 8] ^= 1 << place % 8
+        path.write_bytes(spoilt)
+        assert checkpoints.best_problem().startswith(f"{path} is damaged")
+    with pytest.warns(DamagedCheckpoint, match=r"best\.json is damaged.*; no step counts as the best one"):
+        assert checkpoints.best() is None
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "a list", "no checksum", "unreadable"])
+def test_a_damaged_mark_of_the_best_step_ends_no_save(checkpoints, monkeypatch, how):
+    checkpoints.save(10, STATE, {}, best=0.5)
+    path = checkpoints.folder / "best.json"
+    harm = {"empty": "", "half": '{"step":', "a list": "[1]", "no checksum": '{"step": 10, "value": 0.5}'}
+    if how in harm:
+        path.write_text(harm[how])
+    read = Path.read_bytes
+
+    def refused(self):
+        if self == path and how == "unreadable":
+            raise OSError(5, "Input/output error")
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refused)
+        for step in (20, 30):
+            with pytest.warns(DamagedCheckpoint, match=r"best\.json .*; no step counts as the best one"):
+                checkpoints.save(step, STATE, {})
+    assert checkpoints.steps() == [20, 30]
+    checkpoints.mark_best(20, 0.75)
+    assert (checkpoints.best_problem(), checkpoints.best()) == (None, 20)
+    checkpoints.save(40, STATE, {}, best=math.nan)
+    assert checkpoints.best() == 40
 
 
 def test_orbax_is_silenced_and_nobody_else(checkpoints, caplog, monkeypatch):
