@@ -57,8 +57,9 @@ class DamagedCheckpoint(UserWarning):
 class Checkpoints:
     """The checkpoints of one run, newest `keep` and the best one.
 
-    Every process of a multi-process run makes the same calls; process 0 alone renames and deletes. `steps`, `latest`
-    and `problem` tell of what is on disk now; all else waits for a save under way, and raises what made it fail.
+    Every process of a multi-process run makes the same calls; process 0 alone renames and deletes. `steps`, `latest`,
+    `problem` and `best_problem` tell of what is on disk now. `check` raises what made a save fail, and waits for none;
+    all else waits for a save under way, and raises what made it fail.
 
     Args:
       folder: created at the first save.
@@ -164,9 +165,10 @@ class Checkpoints:
         self._pending = step, self._thread.submit(self._write, step, host, record, best)
 
     def _write(self, step: int, state: TrainState, record: dict[str, Any], best: float | None) -> None:
-        # A failed save may leave Orbax's threads writing for a moment: no two attempts share a folder.
+        # A failed save may leave Orbax's threads writing for a moment: no two attempts share a folder, and no two runs.
+        # The processes of one run write to one folder, which is named after the first of them.
         self._attempts += 1
-        staging = self.folder / f"{_SAVING}{step}-{self._attempts}"
+        staging = self.folder / f"{_SAVING}{step}-{int(of_first(float(os.getpid())))}-{self._attempts}"
         self._alone(self._clean, "clean")
         try:
             self._arrays.write(staging, state, record)

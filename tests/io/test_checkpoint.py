@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -390,6 +391,34 @@ def test_folders_that_no_save_names_are_no_steps(checkpoints):
         checkpoints.save(step, STATE, {})
     assert checkpoints.steps() == [20, 30]
     assert {p.name for p in checkpoints.folder.iterdir()} == {*strange, "15", "20", "30"}
+
+
+def test_the_folder_a_save_is_written_to_is_of_one_process_and_attempt(checkpoints, monkeypatch):
+    folders = []
+
+    def refused(self, folder, *_):
+        folders.append(folder.name)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Arrays, "write", refused)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                checkpoints.save(20, STATE, {})
+        patch.setattr("os.getpid", lambda: 4_194_303)  # the largest of Linux
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.save(20, STATE, {})
+        # As a second process of a run is told the number of the first.
+        patch.setattr("rlalign.io.checkpoint.of_first", lambda value: 7.0)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.save(20, STATE, {})
+    assert folders == [
+        f"saving-20-{os.getpid()}-1",
+        f"saving-20-{os.getpid()}-2",
+        "saving-20-4194303-3",
+        "saving-20-7-4",
+    ]
+    assert checkpoints.steps() == []
 
 
 @pytest.mark.parametrize("place", ["rename", "manifest", "orbax"])
