@@ -8,13 +8,18 @@ import os
 import zlib
 from pathlib import Path
 
-from rlalign.io.files import write_atomic
+from rlalign.io.files import sync_folder, write_atomic
 
 MANIFEST = "files.json"
 
 
 def write_manifest(root: Path) -> None:
-    """Lists the files below a folder that is otherwise complete, as they are read back now."""
+    """Lists the files below a folder that is otherwise complete, as they are read back now; all of it is then on disk.
+
+    Raises OSError where a file cannot be read back or put on disk.
+    """
+    for path in root.rglob("*"):  # Orbax syncs the arrays' data at most
+        sync_folder(path)  # a file as well
     saved = {p.relative_to(root).as_posix(): [p.stat().st_size, _crc32(p)] for p in _files(root)}
     write_atomic(root / MANIFEST, json.dumps(saved, indent=0))
 

@@ -421,6 +421,28 @@ def test_the_folder_a_save_is_written_to_is_of_one_process_and_attempt(checkpoin
     assert checkpoints.steps() == []
 
 
+def test_all_of_a_step_is_on_disk_before_it_appears(checkpoints, monkeypatch):
+    """A power cut after the rename must not leave a step of empty files."""
+    synced, before, fsync, rename = [], [], os.fsync, Path.rename
+
+    def recorded(handle):
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    def renamed(self, target):
+        before.extend(synced)
+        written.extend(str(path).replace("/files.json", "/.files.json.tmp") for path in [self, *self.rglob("*")])
+        rename(self, target)
+
+    written = []
+    monkeypatch.setattr("os.fsync", recorded)
+    monkeypatch.setattr(Path, "rename", renamed)
+    checkpoints.save(10, STATE, {})
+    assert len(written) > 10
+    assert set(written) <= set(before)
+    assert synced[-1] == str(checkpoints.folder)
+
+
 @pytest.mark.parametrize("place", ["rename", "manifest", "orbax"])
 def test_a_save_that_dies_leaves_nothing_under_its_number(checkpoints, monkeypatch, place):
     checkpoints.save(10, STATE, {})
