@@ -1,6 +1,7 @@
 """Arrays and a JSON record in a folder, by Orbax: what checkpoints are made of. Any thread may call, one at a time."""
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -12,12 +13,14 @@ import orbax.checkpoint as ocp
 
 from rlalign.types import TrainState
 
+RECORD = "metadata"  # the record's file, in meta/
+
 
 class Arrays:
     """Writes and reads such folders; several processes make the same calls. Close it when done."""
 
     def __init__(self):
-        items = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        items = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler(RECORD)}
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**items))
 
     def write(self, folder: Path, state: TrainState, record: Mapping[str, Any]) -> None:
@@ -27,9 +30,8 @@ class Arrays:
             self._orbax.save(folder, args=items)
 
     def record(self, folder: Path) -> dict[str, Any]:
-        """The record alone."""
-        with _quiet():
-            return self._orbax.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        """The record alone; unlike the others it may be asked for by one of several processes."""
+        return json.loads((folder / "meta" / RECORD).read_bytes())
 
     def state(self, folder: Path, like: TrainState) -> TrainState:
         """The arrays, where those of `like` lie; without a sharding there, on the first device."""

@@ -4,7 +4,7 @@
       120/state/...       the TrainState, written by Orbax (StandardSave): every array, sharded or not
       120/meta/...        a JSON item: configuration, fingerprints of model and prompts, loop step
       120/files.json      every file of the step with its size and CRC-32, written last
-      best.json           the step that retention must never delete
+      best.json           the step that retention must never delete, with a CRC-32 of what it says
 
 A step is written in a staging folder and appears under its number by one rename, so a kill at any moment leaves either
 the whole step or nothing under that number. What is later truncated, lost or changed by a bit is found by comparing
@@ -20,6 +20,7 @@ import logging
 import os
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -50,14 +51,15 @@ class ConfigMismatch(ValueError):
 
 
 class DamagedCheckpoint(UserWarning):
-    """A checkpoint could not be used and an earlier one is used instead."""
+    """A checkpoint could not be used and an earlier one is used instead, or the mark of the best one was lost."""
 
 
 class Checkpoints:
     """The checkpoints of one run, newest `keep` and the best one.
 
-    Every process of a multi-process run makes the same calls; process 0 alone renames and deletes. `steps`, `latest`
-    and `problem` tell of what is on disk now; all else waits for a save under way, and raises what made it fail.
+    Every process of a multi-process run makes the same calls; process 0 alone renames and deletes. `steps`, `latest`,
+    `problem` and `best_problem` tell of what is on disk now. `check` raises what made a save fail, and waits for none;
+    all else waits for a save under way, and raises what made it fail.
 
     Args:
       folder: created at the first save.
@@ -117,7 +119,9 @@ class Checkpoints:
         """The steps that were saved completely, ascending; whether they are still intact is checked by `restore`."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal() and p.is_dir())
+        # 007 is no step: under the name 7 it would not be found again.
+        named = [p for p in self.folder.iterdir() if p.name.isdecimal() and str(int(p.name)) == p.name]
+        return sorted(int(p.name) for p in named if p.is_dir())
 
     def latest(self) -> int | None:
         """The newest saved step, None if there is none."""
@@ -161,9 +165,10 @@ class Checkpoints:
         self._pending = step, self._thread.submit(self._write, step, host, record, best)
 
     def _write(self, step: int, state: TrainState, record: dict[str, Any], best: float | None) -> None:
-        # A failed save may leave Orbax's threads writing for a moment: no two attempts share a folder.
+        # A failed save may leave Orbax's threads writing for a moment: no two attempts share a folder, and no two runs.
+        # The processes of one run write to one folder, which is named after the first of them.
         self._attempts += 1
-        staging = self.folder / f"{_SAVING}{step}-{self._attempts}"
+        staging = self.folder / f"{_SAVING}{step}-{int(of_first(float(os.getpid())))}-{self._attempts}"
         self._alone(self._clean, "clean")
         try:
             self._arrays.write(staging, state, record)
@@ -216,27 +221,52 @@ class Checkpoints:
         self._mark(step, value)
 
     def _mark(self, step: int, value: float | None) -> None:
-        self._alone(lambda: write_atomic(self.folder / BEST, json.dumps({"step": step, "value": value})), "best")
+        mark = {"step": step, "value": value}
+        text = json.dumps({**mark, "crc32": _checksum(mark)})
+        self._alone(lambda: write_atomic(self.folder / BEST, text), "best")
 
     def best(self) -> int | None:
-        """The step marked best, None if none was marked or it is gone."""
+        """The step marked best, None if none was marked or it is gone; nor, with a warning, if the mark is damaged."""
         self.wait()
         return self._marked()
 
+    def best_problem(self) -> str | None:
+        """What is wrong with the mark of the best step; None if it is what was written, or there is none."""
+        return self._read_mark()[1]
+
     def _marked(self) -> int | None:
-        path = self.folder / BEST
-        if not path.exists():
-            return None
-        try:
-            step = json.loads(path.read_bytes())["step"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}): mark the best step again") from error
+        step, problem = self._read_mark()
+        if problem is not None:  # no reason to end a run: the next step that is better is marked again
+            warnings.warn(f"{problem}; no step counts as the best one", DamagedCheckpoint, stacklevel=3)
         return step if step in self.steps() else None
 
+    def _read_mark(self) -> tuple[int | None, str | None]:
+        """The step, and the problem; at least one of them is None."""
+        path = self.folder / BEST
+        try:
+            mark = json.loads(path.read_bytes())
+            checksum, step = mark.pop("crc32"), int(mark["step"])
+        except FileNotFoundError:
+            return None, None
+        except OSError as error:
+            return None, f"{path} cannot be read ({error.strerror or error})"
+        except (ValueError, TypeError, AttributeError, LookupError):
+            return None, f"{path} is damaged"
+        if checksum != _checksum(mark):
+            return None, f"{path} is damaged (its CRC-32 differs)"
+        return step, None
+
     def problem(self, step: int) -> str | None:
-        """What is wrong with a saved step: files missing, truncated or changed since it was saved; None if intact."""
+        """What is wrong with a saved step: files missing, truncated or changed since it was saved, or those of another
+        step; None if intact. Files that cannot be read are a problem as well, never an OSError."""
         root = self.folder / str(step)
-        return missing(root) or changed(root)
+        if problem := missing(root) or changed(root):
+            return problem
+        try:
+            saved = self._arrays.record(root)["step"]
+        except (OSError, ValueError, LookupError, TypeError) as error:  # nothing is listed, and nothing is there
+            return f"its record cannot be read ({error})"
+        return None if saved == step else f"it is step {saved} (a renamed folder?)"
 
     def _intact(self, step: int | None) -> int:
         """The newest intact step up to `step`; warns of the damaged ones that it passes over.
@@ -324,6 +354,10 @@ def check_same(saved: Mapping[str, Any], config: Mapping[str, Any], *, allow: Se
             + f"\nUse the saved values, a new run folder, or accept the change with allow_change={tuple(refused)}"
         )
     return list(changed)
+
+
+def _checksum(mark: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(mark).encode())
 
 
 def _leaves(tree: Any) -> dict[str, str]:

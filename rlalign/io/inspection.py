@@ -14,7 +14,7 @@ import os
 import time
 from pathlib import Path
 
-from rlalign.io.checkpoint import CheckpointError, Checkpoints
+from rlalign.io.checkpoint import Checkpoints
 from rlalign.io.metrics import read_metrics
 
 
@@ -36,11 +36,12 @@ def check_run(folder: str | os.PathLike[str]) -> tuple[str, bool]:
     lines, intact, sound = [f"{'step':>8}   {'saved':<16} {'size':>11}   state"], None, True
     with Checkpoints(root / "checkpoints") as checkpoints:
         steps = checkpoints.steps()
-        try:
+        best = None
+        if problem := checkpoints.best_problem():
+            sound = False
+            lines.append(f"DAMAGED: {problem}")
+        else:
             best = checkpoints.best()
-        except CheckpointError as error:
-            best, sound = None, False
-            lines.append(f"DAMAGED: {error}")
         for step in steps:
             problem = checkpoints.problem(step)
             place = checkpoints.folder / str(step)

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from rlalign.train.offline import RESPONSES, pack_examples
 from rlalign.train.score import make_scorer
 from rlalign.types import Demonstration, Params, Preference, StopReason
 
+CHECKSUM = 8  # hexadecimal digits of a CRC-32
 Examples = Sequence[Demonstration | Preference]
 
 
@@ -186,16 +188,28 @@ def is_truncated(prepared: Prepared, number: int) -> bool:
 
 
 def _write(path: Path, made_from: str, arrays: dict[str, np.ndarray]) -> None:
+    """The arrays in a zip file whose comment, its last bytes, is a checksum of all before: one write, any reader."""
     buffer = io.BytesIO()
     np.savez(buffer, made_from=np.array(made_from), **jax.device_get(arrays))
-    write_atomic(path, buffer.getvalue())
+    with zipfile.ZipFile(buffer, "a") as file:
+        file.comment = bytes(CHECKSUM)  # its length is in the bytes before it
+    content = buffer.getvalue()[:-CHECKSUM]
+    write_atomic(path, content + _checksum(content))
 
 
 def _read(path: Path, made_from: str) -> dict[str, np.ndarray] | None:
-    """None where the file is absent, damaged (zip files hold checksums) or made from something else."""
+    """None where the file is absent, cannot be read, is not what was written, or was made from something else."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        content = path.read_bytes()
+    except OSError:
         return None
+    # Compared first: the checksums of a zip file cover the arrays, and not their names or where they are.
+    if content[-CHECKSUM:] != _checksum(content[:-CHECKSUM]):
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        arrays = dict(file)
     return arrays if str(arrays.pop("made_from", "")) == made_from else None
+
+
+def _checksum(content: bytes) -> bytes:
+    return b"%0*x" % (CHECKSUM, zlib.crc32(content))

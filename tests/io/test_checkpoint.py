@@ -1,5 +1,7 @@
+import json
 import logging
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 
 from rlalign.io.arrays import Arrays, _quiet
 from rlalign.io.checkpoint import CheckpointError, Checkpoints, ConfigMismatch, DamagedCheckpoint, check_same
+from rlalign.io.manifest import _crc32, changed, missing, write_manifest
 from rlalign.types import TrainState
 from tests.faults.injection import refuse
 
@@ -166,6 +169,90 @@ def test_a_damaged_file_of_any_kind_falls_back_to_the_previous_step(checkpoints,
     assert checkpoints.restore(None, STATE)[1]["step"] == 20
 
 
+def bad_sector(name, monkeypatch):
+    """Reading `name` fails as a bad sector does; the list holds what was asked for."""
+    fired = []
+
+    def crc32(path):
+        if path.as_posix().endswith(name):
+            fired.append(path)
+            raise OSError(5, "Input/output error")  # of a read, so without a file name
+        return _crc32(path)
+
+    monkeypatch.setattr("rlalign.io.manifest._crc32", crc32)
+    return fired
+
+
+def test_a_file_that_cannot_be_read_is_damage(checkpoints, monkeypatch):
+    checkpoints.save(10, STATE, {})
+    checkpoints.save(20, make_state(1), {})
+    with monkeypatch.context() as patch:
+        fired = bad_sector("20/state/manifest.ocdbt", patch)
+        with pytest.warns(
+            DamagedCheckpoint, match=r"20: state/manifest\.ocdbt cannot be read \(Input/output error\); using step 10"
+        ):
+            assert_bitwise(checkpoints.restore(None, STATE)[0], STATE)
+        assert len(fired) == 1
+        checkpoints.save(20, STATE, {})
+    assert checkpoints.steps() == [10, 20]
+    assert_bitwise(checkpoints.restore(None, STATE)[0], STATE)
+
+
+def test_a_manifest_that_cannot_be_read_is_damage(checkpoints):
+    checkpoints.save(10, STATE, {})
+    checkpoints.save(20, STATE, {})
+    path = checkpoints.folder / "20/files.json"
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(DamagedCheckpoint, match=r"20: files\.json cannot be read \(Is a directory\); using step 10"):
+        assert checkpoints.restore(None, STATE)[1]["step"] == 10
+    checkpoints.save(30, STATE, {})
+    assert checkpoints.restore(None, STATE)[1]["step"] == 30
+
+
+def test_a_file_whose_size_cannot_be_read_is_damage(checkpoints, monkeypatch):
+    checkpoints.save(10, STATE, {})
+    stat, fired = Path.stat, []
+
+    def refused(self, **how):
+        if self.name == "manifest.ocdbt":
+            fired.append(self)
+            raise OSError(5, "Input/output error", str(self))
+        return stat(self, **how)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    assert checkpoints.problem(10) == "state/manifest.ocdbt cannot be read (Input/output error)"
+    assert len(fired) == 1
+
+
+@pytest.mark.parametrize("lost", ["all", "state/manifest.ocdbt"])
+def test_a_file_that_the_manifest_does_not_list_is_damage(checkpoints, lost):
+    """No checksum would tell a flipped bit in it."""
+    checkpoints.save(10, STATE, {})
+    checkpoints.save(20, STATE, {})
+    path = checkpoints.folder / "20/files.json"
+    listed = json.loads(path.read_bytes())
+    kept = {} if lost == "all" else {name: file for name, file in listed.items() if name != lost}
+    assert len(kept) < len(listed)
+    path.write_text(json.dumps(kept))
+    name = min(listed) if lost == "all" else lost
+    with pytest.warns(DamagedCheckpoint, match=f"20: {name} is not listed in files.json; using step 10"):
+        assert checkpoints.restore(None, STATE)[1]["step"] == 10
+
+
+def test_a_flipped_bit_at_the_end_of_a_large_file_is_found(tmp_path):
+    """It is read in pieces of 1 MiB."""
+    path = tmp_path / "large"
+    content = bytearray(np.random.default_rng(0).bytes((2 << 20) + 1000))
+    path.write_bytes(content)
+    write_manifest(tmp_path)
+    assert missing(tmp_path) is changed(tmp_path) is None
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert missing(tmp_path) is None
+    assert changed(tmp_path) == "large is not what was saved (its CRC-32 differs)"
+
+
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory):
     """A good step, and a later one to spoil."""
@@ -219,6 +306,33 @@ def test_orbax_alone_restores_a_flipped_bit_in_silence(two_steps, monkeypatch):
     assert silent > 0
 
 
+def test_a_step_under_the_number_of_another_is_damage(checkpoints):
+    checkpoints.keep = 3
+    for step in (10, 20, 30):
+        checkpoints.save(step, make_state(step), {"at": step})
+    folder = checkpoints.folder
+    for old, new in (("20", "aside"), ("30", "20"), ("aside", "30")):
+        (folder / old).rename(folder / new)
+    with pytest.warns(DamagedCheckpoint) as warned:
+        state, meta = checkpoints.restore(None, STATE)
+    assert meta == {"at": 10, "step": 10}
+    assert_bitwise(state, make_state(10))
+    assert [str(one.message).partition("checkpoints/")[2] for one in warned] == [
+        "30: it is step 20 (a renamed folder?); using step 10 instead",
+        "20: it is step 30 (a renamed folder?); using step 10 instead",
+    ]
+    with pytest.raises(CheckpointError, match="20: it is step 30"):
+        checkpoints.meta(20)
+
+
+def test_a_step_that_is_empty_as_its_manifest_says_is_damage(checkpoints):
+    checkpoints.save(10, STATE, {})
+    (checkpoints.folder / "20").mkdir()
+    (checkpoints.folder / "20/files.json").write_text("{}")
+    with pytest.warns(DamagedCheckpoint, match="20: its record cannot be read .*; using step 10 instead"):
+        assert checkpoints.restore(None, STATE)[1]["step"] == 10
+
+
 def test_when_no_step_can_be_read_every_damage_is_named(checkpoints):
     checkpoints.save(10, STATE, {})
     checkpoints.save(20, STATE, {})
@@ -264,6 +378,69 @@ def test_leftovers_of_a_kill_are_ignored_and_removed_by_the_next_save(checkpoint
     assert checkpoints.restore(None, STATE)[1]["step"] == 10
     checkpoints.save(20, STATE, {})
     assert sorted(path.name for path in folder.iterdir()) == ["10", "20"]
+
+
+def test_folders_that_no_save_names_are_no_steps(checkpoints):
+    checkpoints.save(10, STATE, {})
+    strange = ["007", "099", "00", "٣", "²", "-5", "1_0", "+3"]
+    for name in strange:
+        (checkpoints.folder / name).mkdir()
+    (checkpoints.folder / "15").touch()
+    assert checkpoints.steps() == [10]
+    for step in (20, 30):  # two stay
+        checkpoints.save(step, STATE, {})
+    assert checkpoints.steps() == [20, 30]
+    assert {p.name for p in checkpoints.folder.iterdir()} == {*strange, "15", "20", "30"}
+
+
+def test_the_folder_a_save_is_written_to_is_of_one_process_and_attempt(checkpoints, monkeypatch):
+    folders = []
+
+    def refused(self, folder, *_):
+        folders.append(folder.name)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Arrays, "write", refused)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                checkpoints.save(20, STATE, {})
+        patch.setattr("os.getpid", lambda: 4_194_303)  # the largest of Linux
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.save(20, STATE, {})
+        # As a second process of a run is told the number of the first.
+        patch.setattr("rlalign.io.checkpoint.of_first", lambda value: 7.0)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.save(20, STATE, {})
+    assert folders == [
+        f"saving-20-{os.getpid()}-1",
+        f"saving-20-{os.getpid()}-2",
+        "saving-20-4194303-3",
+        "saving-20-7-4",
+    ]
+    assert checkpoints.steps() == []
+
+
+def test_all_of_a_step_is_on_disk_before_it_appears(checkpoints, monkeypatch):
+    """A power cut after the rename must not leave a step of empty files."""
+    synced, before, fsync, rename = [], [], os.fsync, Path.rename
+
+    def recorded(handle):
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    def renamed(self, target):
+        before.extend(synced)
+        written.extend(str(path).replace("/files.json", "/.files.json.tmp") for path in [self, *self.rglob("*")])
+        rename(self, target)
+
+    written = []
+    monkeypatch.setattr("os.fsync", recorded)
+    monkeypatch.setattr(Path, "rename", renamed)
+    checkpoints.save(10, STATE, {})
+    assert len(written) > 10
+    assert set(written) <= set(before)
+    assert synced[-1] == str(checkpoints.folder)
 
 
 @pytest.mark.parametrize("place", ["rename", "manifest", "orbax"])
@@ -444,11 +621,43 @@ def test_check_sees_the_meta_before_the_state_is_read(checkpoints):
         checkpoints.restore(10, other, check=lambda meta: check_same(meta["config"], {"width": 64}))
 
 
-def test_a_damaged_best_file_is_an_error_not_a_guess(checkpoints):
-    checkpoints.folder.mkdir()
-    (checkpoints.folder / "best.json").write_text('{"step":')
-    with pytest.raises(CheckpointError, match=r"best\.json is damaged .*: mark the best step again"):
-        checkpoints.best()
+def test_any_flipped_bit_of_the_mark_is_found_and_ends_nothing(checkpoints):
+    checkpoints.save(10, STATE, {}, best=0.25)
+    path = checkpoints.folder / "best.json"
+    content = path.read_bytes()
+    for place in range(8 * len(content)):
+        spoilt = bytearray(content)
+        spoilt[place // 8] ^= 1 << place % 8
+        path.write_bytes(spoilt)
+        assert checkpoints.best_problem().startswith(f"{path} is damaged")
+    with pytest.warns(DamagedCheckpoint, match=r"best\.json is damaged.*; no step counts as the best one"):
+        assert checkpoints.best() is None
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "a list", "no checksum", "unreadable"])
+def test_a_damaged_mark_of_the_best_step_ends_no_save(checkpoints, monkeypatch, how):
+    checkpoints.save(10, STATE, {}, best=0.5)
+    path = checkpoints.folder / "best.json"
+    harm = {"empty": "", "half": '{"step":', "a list": "[1]", "no checksum": '{"step": 10, "value": 0.5}'}
+    if how in harm:
+        path.write_text(harm[how])
+    read = Path.read_bytes
+
+    def refused(self):
+        if self == path and how == "unreadable":
+            raise OSError(5, "Input/output error")
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refused)
+        for step in (20, 30):
+            with pytest.warns(DamagedCheckpoint, match=r"best\.json .*; no step counts as the best one"):
+                checkpoints.save(step, STATE, {})
+    assert checkpoints.steps() == [20, 30]
+    checkpoints.mark_best(20, 0.75)
+    assert (checkpoints.best_problem(), checkpoints.best()) == (None, 20)
+    checkpoints.save(40, STATE, {}, best=math.nan)
+    assert checkpoints.best() == 40
 
 
 def test_orbax_is_silenced_and_nobody_else(checkpoints, caplog, monkeypatch):

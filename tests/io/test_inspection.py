@@ -67,12 +67,16 @@ def test_without_an_intact_step_a_run_is_not_continued(run):
     )
 
 
-def test_a_damaged_mark_of_the_best_step_is_told(run):
-    (run / "checkpoints" / "best.json").write_text("{")
-    text, sound = check_run(run)
-    assert not sound
-    assert "best.json is damaged" in text
-    assert text.endswith("begins at step 20.")
+@pytest.mark.parametrize("how", ["half", "another step"])
+def test_a_damaged_mark_of_the_best_step_is_told(run, capsys, how):
+    path = run / "checkpoints" / "best.json"
+    text = path.read_text()
+    path.write_text(text[:10] if how == "half" else text.replace("10", "20", 1))
+    assert main(["check", str(run)]) == 1
+    said = capsys.readouterr().out
+    assert f"DAMAGED: {path} is damaged" in said
+    assert "the best" not in said
+    assert said.endswith("begins at step 20.\n")
 
 
 def test_another_folder_is_refused(tmp_path, capsys):

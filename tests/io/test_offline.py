@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zipfile
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from rlalign.io.canary import CAUSES
 from rlalign.io.checkpoint import Checkpoints, ConfigMismatch
 from rlalign.io.data import prompts_at_step
 from rlalign.io.files import fingerprint
-from rlalign.io.iteration import _read
+from rlalign.io.iteration import _read, _write
 from rlalign.io.learner import loss_at_reference
 from rlalign.io.metrics import read_metrics
 from rlalign.train import make_rewarder
@@ -236,6 +237,66 @@ def test_a_file_that_was_made_from_something_else_is_not_taken(whole):
         made_from = str(found["made_from"])
     assert set(_read(file, made_from) or ()) == {"token", "length", "stop", "ref_logp"}
     assert _read(file, made_from[::-1]) is None
+
+
+ARRAYS = {
+    "token": np.arange(64, dtype=np.int32).reshape(8, 8),
+    "length": np.full(8, 8),
+    "stop": np.zeros(8, np.int32),
+    "ref_logp": np.linspace(-3, 0, 128, dtype=np.float32).reshape(8, 2, 8),
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("iteration") / "00000000.npz"
+    _write(path, "a1b2", ARRAYS)
+    return path, path.read_bytes()
+
+
+def test_a_file_is_read_as_it_was_written(written):
+    path, content = written
+    found = _read(path, "a1b2")
+    assert found is not None
+    assert set(found) == set(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert (found[name].dtype, found[name].tobytes()) == (array.dtype, array.tobytes())
+    with zipfile.ZipFile(path) as file:
+        assert file.testzip() is None
+    _write(path, "a1b2", ARRAYS)
+    assert path.read_bytes() == content
+
+
+def test_any_flipped_bit_of_a_file_is_found(written, tmp_path):
+    """A zip file's own checksums do not cover names: an array could be renamed away, and the run would do without."""
+    content, path = written[1], tmp_path / "flipped.npz"
+    places = {*range(0, 8 * len(content), 97)}
+    for name in (*ARRAYS, "made_from"):  # every bit of the names, in both places that a zip file has them
+        start = 0
+        while (start := content.find(name.encode(), start)) >= 0:
+            places |= {*range(8 * start, 8 * (start + len(name)))}
+            start += 1
+    places |= {*range(8 * (len(content) - 30), 8 * len(content))}  # the end of its directory, and the checksum
+    assert len(places) > 700
+    for place in sorted(places):
+        spoilt = bytearray(content)
+        spoilt[place // 8] ^= 1 << place % 8
+        path.write_bytes(spoilt)
+        assert _read(path, "a1b2") is None, place
+
+
+@pytest.mark.parametrize("how", ["absent", "empty", "half", "a byte short", "a byte more", "zeros", "a folder", "old"])
+def test_a_file_that_is_not_what_was_written_is_not_taken(written, tmp_path, how):
+    content, path = written[1], tmp_path / "spoilt.npz"
+    harm = {"empty": b"", "half": content[: len(content) // 2], "a byte short": content[:-1]}
+    harm |= {"a byte more": content + b"0", "zeros": bytes(len(content))}
+    if how in harm:
+        path.write_bytes(harm[how])
+    elif how == "a folder":
+        path.mkdir()
+    elif how == "old":  # without a checksum
+        np.savez(path, made_from=np.array("a1b2"), **ARRAYS)
+    assert _read(path, "a1b2") is None
 
 
 def test_without_that_checkpoint_the_run_says_what_to_do(whole, tmp_path):
