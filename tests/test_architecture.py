@@ -152,7 +152,7 @@ def test_every_import_points_down():
         ("rlalign.rollout.sampler", "from rlalign.train.step import init_state", "side by side"),
         ("rlalign.rollout.sampler", "from rlalign.train.mesh import ROWS", None),
         ("rlalign.models.decoder", "from rlalign.train.mesh import ROWS", "side by side"),
-        ("rlalign.rewards.guard", "try:\n    from rlalign.io import files\nexcept E: pass", "io is above rewards"),
+        ("rlalign.rewards.items", "try:\n    from rlalign.io import files\nexcept E: pass", "io is above rewards"),
         ("rlalign.losses", "from rlalign import pack", "name the module"),
         ("rlalign.losses", "from .advantages import x", "relative import"),
         ("rlalign.losses", "import flax", "the core imports jax, numpy and the kernels only"),
@@ -441,7 +441,7 @@ def test_nothing_that_is_read_is_executed():
 
 
 # Where what a user's function raises costs its item alone; workers are processes of their own.
-GUARDS = {"rlalign.rewards.guard", "rlalign.rewards.worker", "rlalign.envs.worlds", "rlalign.envs.worker"}
+GUARDS = {"rlalign.rewards.items", "rlalign.rewards.worker", "rlalign.envs.worlds", "rlalign.envs.worker"}
 
 
 def swallowing(tree):

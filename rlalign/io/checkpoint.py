@@ -33,7 +33,7 @@ from jax.experimental import multihost_utils
 from rlalign.checks import differences
 from rlalign.hosts import of_first
 from rlalign.io.arrays import Arrays
-from rlalign.io.files import sync_folder, write_atomic
+from rlalign.io.files import sync, write_atomic
 from rlalign.io.manifest import changed, missing, write_manifest
 from rlalign.types import TrainState
 
@@ -296,7 +296,7 @@ class Checkpoints:
         if target.exists():  # a damaged one: an intact one was refused by save
             self._delete(step)
         staging.rename(target)
-        sync_folder(self.folder)
+        sync(self.folder)
 
     def _retain(self, saved: int) -> None:
         steps = self.steps()

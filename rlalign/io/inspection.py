@@ -6,7 +6,7 @@
     metrics.jsonl: steps 0 to 352, and a torn line, which a continued run removes
     A run that is continued here begins at step 300.
 
-Nothing is written, so it may be asked of a run that is going on.
+Nothing is written. A run that is going on may be asked about too, though it removes old steps meanwhile.
 """
 
 import json
@@ -51,10 +51,10 @@ def check_run(folder: str | os.PathLike[str]) -> tuple[str, bool]:
             lines.append(f"{step:>8}   {saved} {size / 1e6:>8.1f} MB   {state}{', the best' if step == best else ''}")
             sound, intact = sound and not problem, intact if problem else step
     lines.append(_about_metrics(root / "metrics.jsonl"))
-    if steps and intact is None:
+    if intact is None:
         lines.append("No step is intact: a run is not continued here. Put one back from a copy, or use another folder.")
     else:
-        lines.append(f"A run that is continued here begins at step {intact or 0}.")
+        lines.append(f"A run that is continued here begins at step {intact}.")
     return "\n".join(lines), sound and intact is not None
 
 

@@ -8,7 +8,7 @@ import os
 import zlib
 from pathlib import Path
 
-from rlalign.io.files import sync_folder, write_atomic
+from rlalign.io.files import sync, write_atomic
 
 MANIFEST = "files.json"
 
@@ -19,7 +19,7 @@ def write_manifest(root: Path) -> None:
     Raises OSError where a file cannot be read back or put on disk.
     """
     for path in root.rglob("*"):  # Orbax syncs the arrays' data at most
-        sync_folder(path)  # a file as well
+        sync(path)
     saved = {p.relative_to(root).as_posix(): [p.stat().st_size, _crc32(p)] for p in _files(root)}
     write_atomic(root / MANIFEST, json.dumps(saved, indent=0))
 
@@ -47,7 +47,8 @@ def missing(root: Path) -> str | None:
         if found[name] != size:
             return f"{name} has {found[name]} bytes instead of {size}"
     for name in found:
-        if name not in sizes:  # no checksum would vouch for it
+        # No checksum would vouch for it; what systems leave lying about (.DS_Store, .nfs) is read by nobody.
+        if name not in sizes and not Path(name).name.startswith("."):
             return f"{name} is not listed in {MANIFEST}"
     return None
 

@@ -6,23 +6,21 @@ protection against accidents, not a security sandbox: a worker runs as the same 
 """
 
 import collections
-import json
 import operator
 import os
 import selectors
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 
+from rlalign.rewards.items import Decode, Items
 from rlalign.rewards.process import STRAY, WorkerLost, WorkerProcess, worker_setup
-from rlalign.rewards.worker import LOADED, MAX_REASON, TOTAL, describe
+from rlalign.rewards.worker import LOADED, describe
 from rlalign.types import Prompt, Rewards, Rollouts
-
-Decode = Callable[[list[int]], str]
 
 WINDOW = 8  # items a worker holds at most, so that a short one need not wait for the trainer
 WINDOW_BYTES = 1 << 15  # what fits a socket's buffer for sure: a worker that is busy does not read
@@ -124,7 +122,7 @@ class RewardGuard:
           ValueError: lengths differ, or an example is not JSON.
           RuntimeError: the guard is closed.
         """
-        batch = _Batch(completions, examples, decode or self.decode)
+        batch = Items(completions, examples, decode or self.decode)
         with self._lock:
             if not self._closing.alive:
                 raise RuntimeError("this RewardGuard is closed: call it inside its `with` block")
@@ -150,7 +148,7 @@ class RewardGuard:
     def _load(self) -> None:
         """Starts the workers and returns when the first has loaded the function; the others may be about to."""
         self._top_up()
-        nothing = _Batch((), (), None)
+        nothing = Items((), (), None)
         while not any(worker.ready for worker in self._workers):
             if not self._lost:
                 self._listen(nothing)
@@ -161,7 +159,7 @@ class RewardGuard:
                     "be importable in a fresh process, and a script must work under `if __name__ == '__main__':` only"
                 )
 
-    def _run(self, batch: "_Batch") -> None:
+    def _run(self, batch: Items) -> None:
         self._lost = 0
         while batch.left:
             self._top_up()
@@ -183,7 +181,7 @@ class RewardGuard:
             self._workers.append(worker)
             self._selector.register(worker.channel, selectors.EVENT_READ, worker)
 
-    def _feed(self, worker: WorkerProcess, batch: "_Batch") -> None:
+    def _feed(self, worker: WorkerProcess, batch: Items) -> None:
         """Sends items up to the worker's share; the share shrinks with the batch, so that nobody waits at its end."""
         share = min(WINDOW, max(1, len(batch.pending) // (2 * self._count)))
         size = sum(len(batch.lines[index]) for index in worker.items)
@@ -206,7 +204,7 @@ class RewardGuard:
         if idle:
             worker.deadline = time.monotonic() + self.time_limit
 
-    def _listen(self, batch: "_Batch") -> None:
+    def _listen(self, batch: Items) -> None:
         """Waits for answers or for the next deadline, and acts on them."""
         before = time.monotonic()
         soonest = min((worker.deadline for worker in self._workers), default=before)
@@ -218,7 +216,7 @@ class RewardGuard:
             limit = self.time_limit if worker.ready else self.start_limit
             self._lose(worker, batch, f"took longer than {limit} s")
 
-    def _hear(self, worker: WorkerProcess, batch: "_Batch") -> None:
+    def _hear(self, worker: WorkerProcess, batch: Items) -> None:
         try:
             replies = worker.receive()
         except WorkerLost as lost:
@@ -239,7 +237,7 @@ class RewardGuard:
                 return self._lose(worker, batch, reason, blame=False)
         worker.deadline = time.monotonic() + self.time_limit if worker.items else float("inf")
 
-    def _lose(self, worker: WorkerProcess, batch: "_Batch", reason: str = "", *, blame: bool = True) -> None:
+    def _lose(self, worker: WorkerProcess, batch: Items, reason: str = "", *, blame: bool = True) -> None:
         """Ends what serves; its first item is to blame, so invalid, and its others wait for the next one."""
         left, worker.items = worker.items, collections.deque()
         again = worker.forks and worker.ready and self._lost < MAX_LOST
@@ -268,77 +266,6 @@ class RewardGuard:
         self._workers.remove(worker)
         self._selector.unregister(worker.channel)
         return worker.kill()
-
-
-class _Batch:
-    """The requests of one call as lines, the ones that wait, and the rewards so far."""
-
-    def __init__(self, completions: Sequence, examples: Sequence, decode: Decode | None):
-        completions, examples = list(completions), list(examples)
-        if len(completions) != len(examples):
-            raise ValueError(f"{len(completions)} completions but {len(examples)} examples; give one for each")
-        self.lines: list[bytes] = []
-        self.pending: collections.deque[int] = collections.deque()
-        self.left = len(completions)
-        self._reward = np.full(len(completions), np.nan)
-        self._reason = [""] * len(completions)
-        self._terms: dict[int, dict[str, float]] = {}
-        texts: dict[int, str] = {}  # by identity: the samples of a prompt share their example
-        for index, (completion, example) in enumerate(zip(completions, examples, strict=True)):
-            if id(example) not in texts:
-                texts[id(example)] = _example_text(example, index)
-            self._add(index, _as_ids(completion, index), texts[id(example)], decode)
-
-    def _add(self, index: int, completion: str | list[int], example: str, decode: Decode | None) -> None:
-        self.lines.append(b"")
-        if decode is not None and not isinstance(completion, str):
-            try:
-                completion = decode(completion)
-            except Exception as error:  # noqa: BLE001 - a model may sample ids that its tokenizer does not know
-                return self.settle(index, None, f"decode raised {describe(error, decode)}")
-        self.lines[index] = f"[{index}, {json.dumps(completion)}, {example}]\n".encode()
-        self.pending.append(index)
-
-    def settle(self, index: int, value: float | dict[str, float] | None, reason: str) -> None:
-        """Records the outcome of one item."""
-        self._reason[index] = reason
-        if isinstance(value, dict):
-            self._reward[index] = value.pop(TOTAL)
-            self._terms[index] = value
-        elif value is not None:
-            self._reward[index] = value
-        self.left -= 1
-
-    def refuse(self, reason: str) -> None:
-        """Makes all items that wait invalid."""
-        while self.pending:
-            self.settle(self.pending.popleft(), None, reason)
-
-    def rewards(self) -> Rewards:
-        """The outcome of a finished batch."""
-        terms = self._named() if self._terms else None
-        valid = np.array([not reason for reason in self._reason], dtype=bool)
-        return Rewards(reward=self._reward, valid=valid, reason=tuple(self._reason), terms=terms)
-
-    def _named(self) -> dict[str, np.ndarray]:
-        """Columns of the terms; an item whose terms are not those of the first that has any becomes invalid."""
-        names = list(self._terms[min(self._terms)])
-        columns = {name: np.full(len(self._reason), np.nan) for name in names}
-        for index, reason in enumerate(self._reason):
-            own = self._terms.get(index, {})
-            if reason:
-                continue
-            if set(own) != set(names):
-                told = f"gave the terms {_listed(own)}, others {_listed(names)}"
-                self._reason[index], self._reward[index] = told, np.nan
-                continue
-            for name, value in own.items():
-                columns[name][index] = value
-        return columns
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)[: MAX_REASON // 2] or "none"  # a name may be as long as the function likes
 
 
 def score(
@@ -376,30 +303,6 @@ def score(
     examples = [getattr(prompt, "example", {}) for prompt in prompts]
     completions = [row[kept] for row, kept in zip(tokens, mask.astype(bool), strict=True)]
     return reward(completions, [examples[index] for index in owner], decode=decode)
-
-
-def _as_ids(completion: Any, index: int) -> str | list[int]:
-    if isinstance(completion, str):
-        return completion
-    try:
-        return [operator.index(token) for token in np.asarray(completion, dtype=object).tolist()]
-    except TypeError:
-        raise ValueError(f"completion {index} is {completion!r:.60}, neither a text nor token ids") from None
-
-
-def _example_text(example: Any, index: int) -> str:
-    remedy = "a reward's example must be a mapping of JSON values (texts, numbers, lists, dicts)"
-    if not isinstance(example, Mapping):
-        raise ValueError(f"example {index} is a {type(example).__name__}; {remedy}")
-    fields = []
-    for name, value in example.items():
-        try:
-            if not isinstance(name, str):
-                raise TypeError("its name is not a text")
-            fields.append(f"{json.dumps(name)}: {json.dumps(value)}")
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"example {index}, field {name!r}: {error}; {remedy}") from None
-    return "{" + ", ".join(fields) + "}"
 
 
 def _close(workers: list[WorkerProcess], selector: selectors.BaseSelector, owner: int) -> None:

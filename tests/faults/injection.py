@@ -28,7 +28,7 @@ POINTS = {
     "batch": ("rlalign.io.runner:passes", False),  # what the update will be of: act gets its arguments
     "evaluate": ("rlalign.io.runner:Runner._show_samples", True),
     "save": ("rlalign.io.checkpoint:Checkpoints._commit", False),  # the arrays are written, no manifest, no number
-    "commit": ("rlalign.io.checkpoint:sync_folder", False),  # renamed, and not yet safe from a power cut
+    "commit": ("rlalign.io.checkpoint:sync", False),  # renamed, and not yet safe from a power cut
     "retain": ("rlalign.io.checkpoint:Checkpoints._delete", False),
     "restore": ("rlalign.io.session:restore", True),
     "metrics": ("rlalign.io.metrics:MetricsLog.write", False),

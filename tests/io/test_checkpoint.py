@@ -225,6 +225,14 @@ def test_a_file_whose_size_cannot_be_read_is_damage(checkpoints, monkeypatch):
     assert len(fired) == 1
 
 
+def test_what_a_system_leaves_lying_about_is_no_damage(checkpoints):
+    """Of what is saved nothing is hidden."""
+    checkpoints.save(10, STATE, {})
+    assert not any(path.name.startswith(".") for path in files_of(checkpoints, 10))
+    (checkpoints.folder / "10" / ".DS_Store").touch()
+    assert checkpoints.problem(10) is None
+
+
 @pytest.mark.parametrize("lost", ["all", "state/manifest.ocdbt"])
 def test_a_file_that_the_manifest_does_not_list_is_damage(checkpoints, lost):
     """No checksum would tell a flipped bit in it."""
