@@ -13,12 +13,8 @@ from rlalign.envs import sums
 from rlalign.io.files import fingerprint
 from rlalign.io.session import Result
 from tests.faults.injection import die, fail_at
+from tests.graders import share_right
 from tests.tiny import sums_model, sums_run
-
-
-def share_right(completion: str, example: dict) -> float:
-    """Which digits are right: a reward with signal from the first step on."""
-    return sum(a == b for a, b in zip(completion.ljust(3), example["answer"], strict=False)) / 3
 
 
 def train(folder: str, *, steps: int = 12, **changes) -> Result:

@@ -18,7 +18,8 @@ from rlalign.io.updates import RunAborted
 from rlalign.train import init_state, make_batch
 from rlalign.types import Rewards, Rollouts
 from tests.faults.injection import fail_at, refuse
-from tests.faults.small import share_right, train
+from tests.faults.small import train
+from tests.graders import share_right
 from tests.tiny import sums_model, sums_run
 
 DECODER = ra.Decoder(sums_model(8))

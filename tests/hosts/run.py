@@ -13,22 +13,10 @@ import rlalign as ra
 from rlalign import hosts
 from rlalign.envs import sums
 from rlalign.io import session
+from tests.graders import share_right_but_for_9
 from tests.tiny import sums_model, sums_run
 
 MODEL = sums_model(16)
-
-
-def share_right(completion: str, example: dict) -> float:
-    """Which digits are right: a reward with signal from the first step on."""
-    return float(np.mean([a == b for a, b in zip(completion.ljust(3), example["answer"], strict=False)]))
-
-
-def share_right_but_for_9(completion: str, example: dict) -> dict[str, float]:
-    """The same as a term and its total, with none where the first digit is 9."""
-    if completion.startswith("9"):
-        raise ValueError("a reward that fails")
-    share = share_right(completion, example)
-    return {"share": share, "total": share}
 
 
 def train(folder, mesh, *, steps: int, **changes) -> dict[str, np.ndarray]:

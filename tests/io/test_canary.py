@@ -13,7 +13,7 @@ from rlalign.io.canary import CAUSES, WINDOW, Canary
 from rlalign.io.updates import Updates, passes
 from rlalign.train import init_state, make_batch, make_scorer, make_train_step
 from rlalign.types import Rollouts, StopReason
-from tests.faults.small import share_right
+from tests.graders import share_right
 from tests.tiny import random_params, sums_model
 
 CONFIG = dataclasses.replace(sums_model(8), max_positions=16)

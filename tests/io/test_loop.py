@@ -25,7 +25,7 @@ from rlalign.io.updates import RunAborted
 from rlalign.models.tokenizer import Tokenizer
 from rlalign.plan import read_job
 from rlalign.types import Rewards
-from tests.faults.small import share_right
+from tests.graders import share_right
 from tests.tiny import random_params, sums_model
 from tests.tiny import sums_run as config
 
@@ -176,7 +176,7 @@ def test_another_model_algorithm_or_prompts_are_refused_on_resume(tmp_path):
         run(config(tmp_path, steps=2), algorithm=dataclasses.replace(ra.ALGORITHMS["grpo"], entropy_coef=0.1))
     with pytest.raises(ConfigMismatch, match="prompts_sha256"):
         run(config(tmp_path, steps=2), prompts=sums.problems("train")[:39])
-    with pytest.raises(ConfigMismatch, match=r'reward: saved "[\w.]+\.\w+", now "tests\.faults\.small\.share_right"'):
+    with pytest.raises(ConfigMismatch, match=r'reward: saved "[\w.]+\.\w+", now "tests\.graders\.share_right"'):
         run(config(tmp_path, steps=2), reward=share_right)
 
 

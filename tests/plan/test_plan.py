@@ -19,7 +19,7 @@ from rlalign.plan.devices import CHIPS
 from rlalign.plan.estimate import GIB, _resident
 from rlalign.plan.flops import forward_flops, layer_weights, mean_pairs, update_flops, visible_pairs
 from rlalign.plan.text import as_json, missing_gib, page
-from tests.hosts.run import share_right
+from tests.graders import share_right
 from tests.jaxprs import equations
 from tests.tiny import GEMMA, GPT_NEOX, QWEN2, QWEN3, random_params, sums_model, sums_run
 

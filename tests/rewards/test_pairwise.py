@@ -17,7 +17,7 @@ from rlalign.evaluation import endpoint_compare, judge_win_rate, make_pairwise_j
 from rlalign.io.identity import run_identity
 from rlalign.rewards.pairwise import INSTRUCTION, ask
 from rlalign.rollout import Engine, EngineError
-from tests.hosts.run import share_right
+from tests.graders import share_right
 from tests.protocol import served
 from tests.tiny import sums_model, sums_run
 

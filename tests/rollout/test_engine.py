@@ -9,7 +9,7 @@ import rlalign as ra
 from rlalign.envs import sums
 from rlalign.io.metrics import read_metrics
 from rlalign.rollout import Engine, EngineError, engine_sampler, sample_from
-from tests.hosts.run import share_right
+from tests.graders import share_right
 from tests.protocol import served
 from tests.tiny import sums_model, sums_run
 

@@ -18,7 +18,7 @@ from rlalign.io.identity import run_identity
 from rlalign.io.metrics import read_metrics
 from rlalign.models.reward import add_reward_head
 from rlalign.train import make_rewarder
-from tests.hosts.run import share_right
+from tests.graders import share_right
 from tests.tiny import GEMMA, QWEN2, dense_decoder, ragged_groups, random_params, sums_model, sums_run
 
 MODEL = dataclasses.replace(QWEN2, dtype="float64", reward_head=True)
