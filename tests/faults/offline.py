@@ -3,6 +3,8 @@
 import json
 import sys
 
+import jax
+
 import rlalign as ra
 from rlalign.envs import sums
 from rlalign.io.files import fingerprint
@@ -25,7 +27,8 @@ def main(folder: str) -> dict:
         checkpoint_every=2,
     )
     examples = sums.demonstrations("train")[:48]
-    result = ra.fit_offline(run, decoder=decoder, params=decoder.init(0), examples=examples)
+    params = jax.jit(lambda: decoder.init(0))()  # one program, which the next process finds compiled
+    result = ra.fit_offline(run, decoder=decoder, params=params, examples=examples)
     return {"params_sha256": fingerprint(result.state.params)}
 
 

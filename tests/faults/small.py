@@ -6,6 +6,7 @@ import json
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 
 import rlalign as ra
@@ -24,7 +25,7 @@ def train(folder: str, *, steps: int = 12, **changes) -> Result:
     return ra.fit(
         sums_run(folder, **(how | changes)),
         decoder=decoder,
-        params=decoder.init(0),
+        params=jax.jit(lambda: decoder.init(0))(),  # one program, which the next process finds compiled
         prompts=sums.problems("train")[:40],
         eval_prompts=sums.problems("held-out"),
         reward=share_right,
