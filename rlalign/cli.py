@@ -42,6 +42,7 @@ def _add_check(commands) -> None:
     about = "whether the checkpoints and metrics of a run are what was written, and where it would go on"
 
     def run(asked: argparse.Namespace) -> int:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerator may be the run's
         from rlalign.io.inspection import check_run
 
         text, sound = check_run(asked.folder)

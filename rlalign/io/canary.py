@@ -180,8 +180,8 @@ class Canary:
             return  # they differ by what truncation leaves out
         mean = abs(metrics["sampler_kl"] if anew else metrics.get("first_approx_kl", 0.0))
         largest = metrics.get("importance_error" if anew else "first_ratio_error", 0.0)
-        if not (np.isfinite(mean) and np.asarray(rollouts.mask).any()):
-            return  # nothing was compared, or an update that is refused
+        if np.isnan(mean) or not np.asarray(rollouts.mask).any():
+            return  # an update that is refused, or nothing to compare
         if not (mean > MEAN_KL or (largest > RATIO_ERROR and not (anew or self.narrow or self.engine))):
             self.agreed = True
             return

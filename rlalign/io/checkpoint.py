@@ -81,9 +81,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _) -> None:
-        if error is not None and (second := self._ended()) is not None:  # must not hide the first
-            log.error("and a save failed", exc_info=second)
-        self.close()
+        try:
+            if error is not None and (second := self._ended()) is not None:  # must not hide the first
+                log.error("and a save failed", exc_info=second)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Waits for a save under way, as `wait` does, and frees all threads."""

@@ -9,66 +9,75 @@
 Nothing is written. A run that is going on may be asked about too, though it removes old steps meanwhile.
 """
 
+import contextlib
 import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from rlalign.io.checkpoint import Checkpoints
 from rlalign.io.metrics import read_metrics
+from rlalign.io.session import had_checkpoints
 
 
 def check_run(folder: str | os.PathLike[str]) -> tuple[str, bool]:
     """Reads every checkpoint of a run against its checksums, and its metrics.
 
     Args:
-      folder: of a run, as OfflineConfig.folder and its like name it.
+      folder: of a run, as RunConfig.folder and its like name it.
 
     Returns:
-      The lines above, and whether there is a checkpoint and nothing is damaged.
+      The lines above, and whether nothing is damaged or gone.
 
     Raises:
-      ValueError: no folder of a run; metrics that are damaged before their last line, as a continued run raises it.
+      ValueError: no folder of a run.
     """
     root = Path(folder)
-    if not (root / "checkpoints").is_dir():
-        raise ValueError(f"{root} has no checkpoints/: give the folder of a run")
-    lines, intact, sound = [f"{'step':>8}   {'saved':<16} {'size':>11}   state"], None, True
+    if not (root / "checkpoints").is_dir() and not (root / "metrics.jsonl").exists():
+        raise ValueError(f"{root} has no checkpoints/ and no metrics.jsonl: give the folder of a run")
+    lines, intact, steps = [f"{'step':>8}   {'saved':<16} {'size':>11}   state"], None, []
     with Checkpoints(root / "checkpoints") as checkpoints:
-        steps = checkpoints.steps()
-        best = None
-        if problem := checkpoints.best_problem():
-            sound = False
-            lines.append(f"DAMAGED: {problem}")
-        else:
-            best = checkpoints.best()
-        for step in steps:
+        mark = checkpoints.best_problem()
+        best = None if mark else checkpoints.best()
+        for step in checkpoints.steps():
             problem = checkpoints.problem(step)
-            place = checkpoints.folder / str(step)
-            size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-            saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(place.stat().st_mtime))
-            state = f"DAMAGED: {problem}" if problem else "intact"
-            lines.append(f"{step:>8}   {saved} {size / 1e6:>8.1f} MB   {state}{', the best' if step == best else ''}")
-            sound, intact = sound and not problem, intact if problem else step
-    lines.append(_about_metrics(root / "metrics.jsonl"))
-    if intact is None:
-        lines.append("No step is intact: a run is not continued here. Put one back from a copy, or use another folder.")
-    else:
+            if step not in checkpoints.steps():
+                continue  # the run has removed it since
+            about = _about(checkpoints.folder / str(step), problem)
+            lines.append(f"{step:>8}   {about}{', the best' * (step == best)}")
+            steps.append(step)
+            intact = intact if problem else step
+    lines += [f"DAMAGED: {mark}"] * bool(mark)
+    try:
+        rows = read_metrics(root / "metrics.jsonl")
+        lines.append(_about_metrics(root / "metrics.jsonl", rows))
+    except ValueError as error:
+        rows = []
+        lines.append(f"DAMAGED: {error}")
+    if intact is not None:
         lines.append(f"A run that is continued here begins at step {intact}.")
-    return "\n".join(lines), sound and intact is not None
+    elif not steps and not had_checkpoints(rows):
+        lines.append("Nothing is saved yet: a run begins at step 0 here.")
+    else:
+        lines.append("No step is intact: a run is not continued here. Put one back from a copy, or use another folder.")
+    return "\n".join(lines), not any("DAMAGED" in line or line.startswith("No step") for line in lines)
 
 
-def _about_metrics(path: Path) -> str:
-    rows = read_metrics(path)
+def _about(step: Path, problem: str | None) -> str:
+    saved, size = "?", 0
+    with contextlib.suppress(OSError):  # told as the problem
+        saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(step.stat().st_mtime))
+        size = sum(path.stat().st_size for path in step.rglob("*") if path.is_file())
+    return f"{saved:<16} {size / 1e6:>8.1f} MB   {f'DAMAGED: {problem}' if problem else 'intact'}"
+
+
+def _about_metrics(path: Path, rows: list[dict[str, Any]]) -> str:
     if not rows:
         return f"{path.name}: none"
-    last = path.read_bytes().splitlines()[-1]
     text = f"{path.name}: steps {rows[0]['step']} to {rows[-1]['step']}"
-    return text if _is_whole(last) else f"{text}, and a torn line, which a continued run removes"
-
-
-def _is_whole(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        json.loads(path.read_bytes().splitlines()[-1])
     except ValueError:
-        return False
+        return f"{text}, and a torn line, which a continued run removes"
+    return text

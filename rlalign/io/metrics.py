@@ -111,7 +111,7 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of a metrics file, in the order of the file; null reads as None.
+    """The lines of a metrics file, in the order of the file; null reads as None, and so does a NaN of another writer.
 
     Args:
       path: an absent file reads as no lines.
@@ -199,7 +199,7 @@ def _rows(path: Path) -> list[tuple[dict[str, Any], str]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line, parse_constant=_no_number)
+            row = json.loads(line, parse_constant=lambda _: None)
         except ValueError:  # broken JSON or broken UTF-8
             row = None
         if isinstance(row, dict) and type(row.get("step")) is int:
@@ -207,10 +207,6 @@ def _rows(path: Path) -> list[tuple[dict[str, Any], str]]:
         elif number < len(lines):
             raise ValueError(f'{path}:{number}: not a JSON object with an integer "step"; remove the line to go on')
     return rows
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number in JSON")
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -122,6 +122,8 @@ def train_steps(
                 metrics |= trained
             metrics |= {"seconds": time.perf_counter() - begin, "compiles": compiles.take()}
             record(step, metrics)
+    if hosts.agree(bool(asked)):  # while the last save was written
+        raise SystemExit(0)
     return state
 
 
@@ -219,17 +221,18 @@ def _highest(checkpoints: Checkpoints, folder: Path, step: int) -> float:
     return highest
 
 
-def _check_nothing_lost(folder: Path) -> None:
-    """Refuses to begin anew, in silence, a run that had checkpoints: its metrics would be written over.
+def had_checkpoints(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a run with these metrics wrote one: a save waits for the one before, so the first of two was done."""
+    return sum(row.get("seconds_save") is not None for row in rows) > 1
 
-    A save waits for the one before. So where the metrics tell of two, the first of them was done.
-    """
+
+def _check_nothing_lost(folder: Path) -> None:
+    """Refuses to begin anew, in silence, a run that had checkpoints: its metrics would be written over."""
     rows = read_metrics(folder / "metrics.jsonl")
-    saves = [row["step"] for row in rows if row.get("seconds_save") is not None]
-    if hosts.agree(hosts.first() and len(saves) > 1):
+    if hosts.agree(hosts.first() and had_checkpoints(rows)):
         raise ValueError(
             f"{folder} has metrics up to step {rows[-1]['step'] if rows else '?'} and no checkpoint, though some were "
-            "saved: put checkpoints/ back, or use another folder"
+            "saved: put checkpoints/ back, use another folder, or remove metrics.jsonl to begin anew here"
         )
     if rows:
         log.warning("%s: killed before its first checkpoint was written, the run begins anew", folder)
@@ -271,7 +274,7 @@ def profiler(folder: Path, steps: range) -> Iterator[Callable[[int], None]]:
 def alone_in(folder: Path) -> Iterator[None]:
     """Nobody else runs in the folder meanwhile: two runs would remove each other's files.
 
-    The system lets go of the lock when the process that holds it ends, however it does.
+    The system lets go of the lock when the process that holds it ends, however it does, and whatever it has forked.
 
     Raises:
       ValueError: another run is there; names its process.
@@ -279,19 +282,20 @@ def alone_in(folder: Path) -> Iterator[None]:
     owner = None
     with contextlib.ExitStack() as stack:
         if hosts.first():
-            file = stack.enter_context((folder / ".running").open("a+"))
+            file = stack.enter_context((folder / ".running").open("a"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                file.truncate(0)
-                file.write(f"process {os.getpid()} of {socket.gethostname()}")
-                file.flush()
             except BlockingIOError:
-                file.seek(0)
-                owner = file.read()
+                owner = (folder / ".running").read_text()
             except OSError as error:  # some network file systems have no locks
                 log.warning("%s cannot be locked (%s): take care that no other run uses it", folder, error)
+            else:
+                (folder / ".running").write_text(f"process {os.getpid()} of {socket.gethostname()}")
         if hosts.agree(owner is not None):
-            raise ValueError(f"another run is in {folder}: wait for {owner or 'it'}, end it, or use another folder")
+            raise ValueError(
+                f"another run is in {folder}: wait for {owner or 'it'}, end it and what it forked, or "
+                "use another folder"
+            )
         yield
 
 

@@ -226,6 +226,7 @@ class RewardGuard:
                 if value and not worker.forks:
                     worker.forks = True
                     self._renew(worker)
+                    self._lost += worker not in self._workers
                     return
                 worker.ready = True
             elif worker.items and index == worker.items[0]:
@@ -253,11 +254,13 @@ class RewardGuard:
         self._selector.unregister(worker.channel)
         try:
             ending = worker.fork()
-        except (OSError, ValueError) as error:
+        except BaseException as error:
             self._workers.remove(worker)
             worker.kill()
-            self._lost, self._why = self._lost + 1, describe(error)
-            return f"its worker could not be replaced: {self._why}"
+            if not isinstance(error, OSError | ValueError):  # an interrupt
+                raise
+            self._why = f"no fork of it came back: {describe(error)}"
+            return f"its worker was lost, and {self._why}"
         worker.deadline = time.monotonic() + self.start_limit
         self._selector.register(worker.channel, selectors.EVENT_READ, worker)
         return ending

@@ -180,7 +180,8 @@ class WorkerProcess:
         Returns:
           How the one before ended, "" where this is the first.
         Raises:
-          OSError: no fork came back in FORK_LIMIT seconds; the worker is of no use any more.
+          OSError: no fork came back in FORK_LIMIT seconds (the first: in as many as loading may take); the worker is of
+            no use any more.
         """
         self._control = self._control or self.channel
         before, self._own = self._own, contextlib.ExitStack()
@@ -190,7 +191,7 @@ class WorkerProcess:
             self.channel.settimeout(self._send_limit)
             life, held = os.pipe()
             self._own.callback(os.close, held)
-            self._control.settimeout(FORK_LIMIT)
+            self._control.settimeout(self._send_limit if self._server is None else FORK_LIMIT)
             with theirs, os.fdopen(life):
                 socket.send_fds(self._control, [CLOSED if self._closed else b"."], [theirs.fileno(), life])
             self.ready, self._closed, self._partial, line = False, False, b"", b""
@@ -204,7 +205,7 @@ class WorkerProcess:
     def kill(self) -> str:
         """Ends the worker and every process of its groups or with its mark, removes its folder, says how it ended."""
         self._undo.close()
-        return _ending(self._process.returncode)
+        return "its worker was lost" if self._server is not None else _ending(self._process.returncode)
 
     def _end(self) -> None:
         if self._closed and self._server is None:

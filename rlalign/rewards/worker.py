@@ -253,11 +253,12 @@ def keep(control, mark):
     What has the mark goes with the one before, save this process and those that loading the function started.
     """
     child, folder, found, spared = None, os.getcwd(), set(os.listdir()), set()
+    on_end = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # what the module does then is for the forks
     while True:
         asked, descriptors, *_ = socket.recv_fds(control, 1, 2)
         ended = None
         if child is None:
-            spared = {process for process, _ in marked(mark)}
+            spared = {os.getpid(), *(process for process, _ in marked(mark))}
         else:
             if asked == CLOSED:
                 await_end(child)
@@ -276,6 +277,7 @@ def keep(control, mark):
         if child == 0:
             control.close()
             os.setpgid(0, 0)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if on_end is None else on_end)
             die_with(life)
             return private(channel, life)
         with contextlib.suppress(OSError):  # it has done that itself, and gone

@@ -205,6 +205,7 @@ def test_an_update_that_is_not_finite_does_not_say_that_sampler_and_trainer_agre
     canary = Canary(eos_ids=())
     assert seen(canary, 0, first_approx_kl=np.nan, skipped=1) == []
     assert seen(canary, 1, first_approx_kl=0.3, entropy=3.0) == ["temperature"]
+    assert seen(Canary(eos_ids=()), 0, first_approx_kl=np.inf) == ["numerics"]
     canary = Canary(eos_ids=())
     assert seen(canary, 0, first_approx_kl=0.0) == []
     assert seen(canary, 1, first_approx_kl=0.3, entropy=3.0) == ["stale_weights"]

@@ -1,5 +1,8 @@
 """rlalign check: what it says of run folders, sound and spoilt."""
 
+import json
+import shutil
+
 import pytest
 
 from rlalign.cli import main
@@ -67,6 +70,43 @@ def test_without_an_intact_step_a_run_is_not_continued(run):
     )
 
 
+def test_a_run_that_saved_nothing_yet_is_told_from_one_whose_checkpoints_are_gone(run):
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints" / "saving-0-1-1").mkdir(parents=True)
+    text, sound = check_run(run)
+    assert sound
+    assert text.endswith("Nothing is saved yet: a run begins at step 0 here.")
+    rows = [{"step": step, "seconds_save": 0.1} for step in range(2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text, sound = check_run(run)
+    assert not sound
+    assert "No step is intact: a run is not continued here" in text
+
+
+def test_damaged_metrics_do_not_hide_the_checkpoints(run, capsys):
+    (run / "metrics.jsonl").write_text('{"step": 0}\nnothing\n{"step": 2}\n')
+    assert main(["check", str(run)]) == 1
+    said = capsys.readouterr().out
+    assert "metrics.jsonl:2: not a JSON object" in said
+    assert said.count("intact") == 2
+
+
+def test_a_step_that_the_run_removes_meanwhile_is_left_out(run, monkeypatch):
+    problem = Checkpoints.problem
+
+    def removed(self, step):
+        found = problem(self, step)
+        if step == 10:
+            shutil.rmtree(self.folder / "10")
+        return found
+
+    monkeypatch.setattr(Checkpoints, "problem", removed)
+    text, sound = check_run(run)
+    assert sound
+    assert " 10 " not in text
+    assert text.endswith("begins at step 20.")
+
+
 @pytest.mark.parametrize("how", ["half", "another step"])
 def test_a_damaged_mark_of_the_best_step_is_told(run, capsys, how):
     path = run / "checkpoints" / "best.json"
@@ -81,4 +121,4 @@ def test_a_damaged_mark_of_the_best_step_is_told(run, capsys, how):
 
 def test_another_folder_is_refused(tmp_path, capsys):
     assert main(["check", str(tmp_path)]) == 2
-    assert "has no checkpoints/: give the folder of a run" in capsys.readouterr().err
+    assert "has no checkpoints/ and no metrics.jsonl: give the folder of a run" in capsys.readouterr().err

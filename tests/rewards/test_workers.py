@@ -261,6 +261,28 @@ def test_a_worker_that_ends_after_its_channel_is_said_to_have_ended_so(again, tm
     assert killed == "its worker was killed by SIGKILL"
 
 
+def test_a_module_may_say_what_happens_when_its_children_end(tmp_path, monkeypatch):
+    """The process that forks must hear of its own; the forks do as the module says."""
+    ignored = "import signal\n    signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    own = f"if 'RLALIGN_REWARD_WORKER' in os.environ:\n    {ignored}"
+    reward, _, loads = module(tmp_path, monkeypatch, "ignoring", extra=own)
+    same = "import signal; assert signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN"
+    with RewardGuard(reward, workers=1) as guard:
+        rewards = guard(["os._exit(3)"] * 4 + [same] * 3, [{}] * 7)
+        assert loads() == 1
+    assert rewards.reason == ("its worker exited with status 3",) * 4 + ("",) * 3
+
+
+def test_many_forks_that_fail_cost_the_items_to_blame_alone(tmp_path, monkeypatch):
+    """Each time the process that forks is gone too."""
+    reward, _, loads = module(tmp_path, monkeypatch, "failing")
+    with RewardGuard(reward, workers=1) as guard:
+        rewards = guard(["os.kill(os.getppid(), 9); os._exit(3)"] * 4 + ["pass"] * 3, [{}] * 7)
+        assert loads() == 5
+    assert rewards.valid.tolist() == [False] * 4 + [True] * 3
+    assert all(reason.startswith("its worker was lost, and no fork of it came back") for reason in rewards.reason[:4])
+
+
 def test_a_module_that_leaves_threads_is_loaded_again(tmp_path, monkeypatch):
     """A fork has no threads, and may wait for one for ever."""
     reward, _, loads = module(tmp_path, monkeypatch, "threaded", extra=THREAD)
@@ -410,6 +432,19 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_while_a_worker_is_forked_anew_passes_and_the_guard_goes_on():
+    with RewardGuard(graders.python, workers=1, time_limit=0.5) as guard:
+        assert guard(["value = 1"], [{}]).valid.all()
+        keeper = guard._workers[0]._process
+        os.kill(keeper.pid, signal.SIGSTOP)  # it answers no request for a fork
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            guard(["time.sleep(60)"], [{}])
+        assert keeper.poll() is not None
+        assert guard(["value = 2"], [{}]).reward.tolist() == [2.0]
 
 
 @pytest.mark.usefixtures("interruptible")
