@@ -37,7 +37,7 @@ matrix: $(READY)  ## every combination of advantage, ratio, clip, aggregation, K
 	RLALIGN_MATRIX=all $(BIN)/python -m pytest -n auto tests/test_matrix.py
 
 parity: $(PARITY)/.ready $(SMOLLM2)/config.json  ## TRL's losses and transformers' models beside ours on the same numbers; ARGS=--write writes the table of docs/parity.md
-	$(PARITY)/bin/python -m pytest tests/parity $(ARGS)
+	$(PARITY)/bin/python -m pytest $(if $(findstring --write,$(ARGS)),,-n auto --dist loadfile) tests/parity $(ARGS)
 
 test-envs: java $(ENVS)/.ready  ## real environments: ALFWorld and TextWorld, which are compiled here (g++, make, some minutes), and TextWorldExpress
 	$(ENVS)/bin/python -m pytest tests/envs/real $(ARGS)
