@@ -95,10 +95,8 @@ def fit(
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     reference = without_lora(params) if algorithm.needs_reference else None
-    known = run_identity(decoder, algorithm, params, prompts, judge) | {
-        "decode": plain(decode),
-        "reward": plain(reward),
-    }
+    known = run_identity(decoder, algorithm, params, prompts, judge)
+    known |= {"decode": plain(decode), "reward": plain(reward)}
     saved = json.loads(json.dumps(dataclasses.asdict(config) | known))
     hosts.check_same_everywhere(saved | everywhere(prompts, eval_prompts, mesh))
     hosts.check_shared(folder)
@@ -108,15 +106,8 @@ def fit(
         if reward is not None:
             limits = {"workers": config.reward_workers, "time_limit": config.reward_limit}
             guard = stack.enter_context(RewardGuard(reward, decode=decode, **limits))
-        how = {
-            "optimizer": optimizer,
-            "mesh": mesh,
-            "guard": guard,
-            "sampler": sampler,
-            "judge": judge,
-            "decode": decode,
-        }
-        run = Runner(config, algorithm, decoder, reference, prompts, eval_prompts, **how)
+        how = {"optimizer": optimizer, "mesh": mesh, "guard": guard, "sampler": sampler, "judge": judge}
+        run = Runner(config, algorithm, decoder, reference, prompts, eval_prompts, decode=decode, **how)
         # A reference of the policy's own dtype is the caller's arrays: the first step must not use them up.
         shared = reference is not None and config.reference_dtype in (None, decoder.config.dtype)
         state = train_steps(
